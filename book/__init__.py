@@ -1,0 +1,1 @@
+"""The press: what runs, checks and prints the chapters (`python -m book`)."""

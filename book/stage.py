@@ -1,0 +1,383 @@
+"""Turn what the run left behind into the pages that Sphinx reads.
+
+An executed notebook is not a page: it carries set-up, solutions of exercises, widget state and charts
+that would ask another host for a script. `chapter_page` makes the page from the chapter as it is
+written and the outputs of its last run; `Stage` writes files only when they changed, so that Sphinx
+rebuilds only what a reader would see differently.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import posixpath
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from book.source import PARTS, Chapter, Source, SourceError, tags_of, text_of
+
+Cell = dict[str, Any]
+Output = dict[str, Any]
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SOLUTION = re.compile(
+    r"^(?P<indent>[ \t]*)#+ *BEGIN SOLUTION.*?^[ \t]*#+ *END SOLUTION[^\n]*(?:\n|\Z)", re.M | re.S
+)
+SCRIPT = re.compile(r"<script\b(?P<attributes>[^>]*)>(?P<body>.*?)</script\s*>", re.S | re.I)
+LIBRARY_LINK = re.compile(r"""(?P<quote>["'])(?:\.\./)*(?P<path>lib/[\w/]+\.py(?:#[\w-]+)?)(?P=quote)""")
+MARKDOWN_LINK = re.compile(r"(?<!!)\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)")
+
+
+class Stage:
+    """A folder that is made to hold exactly the files written to it, touching only what changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kept: set[Path] = set()
+        self.changed: list[str] = []
+
+    def write(self, name: str, content: str | bytes) -> None:
+        path = self.folder / name
+        data = content.encode("utf-8") if isinstance(content, str) else content
+        self.kept.add(path)
+        if path.is_file() and path.read_bytes() == data:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        self.changed.append(name)
+
+    def finish(self) -> None:
+        """Remove what an earlier build left and this one did not write."""
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path not in self.kept:
+                path.unlink()
+                self.changed.append(str(path.relative_to(self.folder)))
+
+
+# ---------------------------------------------------------------------------------------------------
+# A chapter
+
+
+def chapter_page(
+    source: Source, chapter: Chapter, executed: dict[str, Any], run: dict[str, Any], stage: Stage
+) -> None:
+    """Write the chapter's notebook and its pictures to the stage.
+
+    The text is the chapter's as it is now, the outputs are those of `executed`.
+
+    Raises
+    ------
+    SourceError
+        if code was edited after the run, a cell failed, or a picture has no description.
+    """
+    ran = {cell.get("id"): cell for cell in executed.get("cells", [])}
+    pictures = _Pictures(stage, chapter)
+    cells: list[Cell] = []
+    for index, cell in enumerate(chapter.notebook["cells"]):
+        if cell["cell_type"] == "markdown":
+            text = _links(source, chapter, text_of(cell))
+            cells += _opening(source, chapter, text, run) if index == 0 else [_markdown(text, cell)]
+            continue
+        if cell["cell_type"] != "code":
+            continue
+        result = ran.get(cell.get("id"))
+        if result is None or text_of(result).strip() != text_of(cell).strip():
+            raise SourceError(
+                f"{chapter.name}: cell {index} was edited after the last run; "
+                f"python -m book run {chapter.name}"
+            )
+        cells += _code(source, cell, result, pictures, f"{chapter.name}: cell {index}")
+    for number, cell in enumerate(cells):
+        cell["id"] = f"c{number}"
+    notebook = {
+        "cells": cells,
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    stage.write(f"{chapter.docname}.ipynb", json.dumps(notebook, indent=1, ensure_ascii=False))
+
+
+def _opening(source: Source, chapter: Chapter, text: str, run: dict[str, Any]) -> list[Cell]:
+    """Title and first paragraph, then the card, then the rest of the opening cell."""
+    blocks = text.strip().split("\n\n")
+    lead = 2 if blocks[0].startswith("# ") and len(blocks) > 1 else 1
+    parts = ["\n\n".join(blocks[:lead]), card(source, chapter, run), "\n\n".join(blocks[lead:])]
+    return [_markdown(part) for part in parts if part]
+
+
+def card(source: Source, chapter: Chapter, run: dict[str, Any]) -> str:
+    """What a reader wants to know before starting: paper, what is needed, how long, where to run it."""
+    book = chapter.book
+    paper = book.get("paper", {})
+    venue = " ".join(str(paper[key]) for key in ("venue", "year") if paper.get(key))
+    reference = f"{paper.get('authors', '')}, *{paper.get('title', '')}*"
+    reference += f", {venue}" if venue else ""
+    if paper.get("arxiv"):
+        reference += f", [arXiv {paper['arxiv']}](https://arxiv.org/abs/{paper['arxiv']})"
+    if paper.get("key"):
+        reference += f" {{cite}}`{paper['key']}`"
+    rows = [("Paper", reference)]
+    for key, name in (("needs", "You need"), ("gives", "You get")):
+        if book.get(key):
+            rows.append((name, " · ".join(_concept(source, chapter, item) for item in book[key])))
+    time = [f"{book['minutes']} minutes to read"] if book.get("minutes") else []
+    if run.get("seconds") is not None:
+        scale = "" if run.get("scale", "small") == "small" else f" at {run['scale']} scale"
+        time.append(f"{duration(run['seconds'])} to run{scale} (measured)")
+    if time:
+        rows.append(("Time", " · ".join(time)))
+    lines = [":::{div} itr-card"]
+    for name, value in rows:
+        lines += [f"[{name}]{{.itr-card-name}} {value}", ""]
+    lines += [
+        f"[Open in Colab]({source.colab(chapter)}){{.itr-button}} "
+        f"[Source on GitHub]({source.link(chapter.docname + '.ipynb')}){{.itr-button}} "
+        f"[Module]({source.link(f'lib/{chapter.name}.py')}){{.itr-button}}",
+        ":::",
+    ]
+    return "\n".join(lines)
+
+
+def _concept(source: Source, chapter: Chapter, name: str) -> str:
+    """A concept by name, or a link when it names a chapter that is printed."""
+    for other in source.chapters:
+        if name in (other.slug, other.name) and other.name != chapter.name:
+            path = posixpath.relpath(other.docname, posixpath.dirname(chapter.docname))
+            return f"[{other.book.get('title', name)}]({path}.ipynb)"
+    return name.replace("_", " ")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them: `0.4 s`, `24 s`, `3 min 20 s`."""
+    if seconds < 1:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+
+
+def _links(source: Source, chapter: Chapter, text: str) -> str:
+    """Point links to library files at the repository; unlink chapters that are not printed yet."""
+    folder = posixpath.dirname(chapter.docname)
+    printed = {other.docname for other in source.chapters}
+
+    def mend(match: re.Match[str]) -> str:
+        target = match["target"]
+        if re.match(r"[a-z]+:|#", target):
+            return match[0]
+        path, _, anchor = target.partition("#")
+        anchor = f"#{anchor}" if anchor else ""
+        from_root = path if path.startswith(("lib/", "chapters/", "tests/", "book/")) else (
+            posixpath.normpath(posixpath.join(folder, path))
+        )
+        if from_root.startswith("chapters/") and from_root.endswith(".ipynb"):
+            docname = from_root.removesuffix(".ipynb")
+            if docname not in printed:
+                return match["text"]
+            return f"[{match['text']}]({posixpath.relpath(from_root, folder)}{anchor})"
+        if from_root.startswith(("lib/", "tests/", "book/")) and "." in from_root:
+            return f"[{match['text']}]({source.link(from_root + anchor)})"
+        return match[0]
+
+    return MARKDOWN_LINK.sub(mend, text)
+
+
+def _markdown(text: str, cell: Cell | None = None) -> Cell:
+    tags = tags_of(cell) if cell else []
+    return {"cell_type": "markdown", "metadata": {"tags": tags} if tags else {}, "source": text}
+
+
+def _code(
+    source: Source, cell: Cell, result: Cell, pictures: _Pictures, where: str
+) -> Iterable[Cell]:
+    """The cell as the page shows it: nothing, folded, a stub, or with its outputs."""
+    tags = list(tags_of(cell))
+    if "setup" in tags or "remove-cell" in tags:
+        return
+    grading = cell.get("metadata", {}).get("nbgrader", {})
+    code = text_of(cell).rstrip()
+    mystnb: dict[str, Any] = {}
+    if grading.get("solution"):
+        code, outputs = stub(code), []
+    elif grading.get("grade"):
+        outputs = []
+        tags.append("hide-input")
+        mystnb["code_prompt_show"] = "Show the check"
+        mystnb["code_prompt_hide"] = "Hide the check"
+    else:
+        description = cell.get("metadata", {}).get("mystnb", {}).get("image", {}).get("alt", "")
+        outputs = list(_outputs(source, result.get("outputs", []), pictures, description, where))
+    if "parameters" in tags:
+        tags.append("hide-input")
+        mystnb["code_prompt_show"] = "Show the parameters"
+        mystnb["code_prompt_hide"] = "Hide the parameters"
+    metadata: dict[str, Any] = {"tags": list(dict.fromkeys(tags))} if tags else {}
+    if mystnb:
+        metadata["mystnb"] = mystnb
+    yield {
+        "cell_type": "code",
+        "execution_count": None,
+        "metadata": metadata,
+        "outputs": outputs,
+        "source": code,
+    }
+
+
+def stub(code: str) -> str:
+    """The code with every solution region replaced by one line at the region's indentation."""
+    stubbed = SOLUTION.sub(lambda match: f"{match['indent']}...  # your code here\n", code).rstrip()
+    if re.search(r"(BEGIN|END) SOLUTION", stubbed):
+        raise SourceError("BEGIN SOLUTION and END SOLUTION do not pair up")
+    return stubbed
+
+
+# ---------------------------------------------------------------------------------------------------
+# Outputs
+
+
+class _Pictures:
+    """Writes a chapter's pictures as files of their own and knows the page's way to them."""
+
+    suffixes = {
+        "image/svg+xml": "svg",
+        "image/png": "png",
+        "image/jpeg": "jpg",
+        "image/gif": "gif",
+        "image/webp": "webp",
+    }
+
+    def __init__(self, stage: Stage, chapter: Chapter) -> None:
+        self.stage = stage
+        self.chapter = chapter
+        self.count = 0
+        self.thumbnail: str | None = None
+
+    def tag(self, data: dict[str, Any], description: str, where: str) -> str:
+        """Write the best picture in a MIME bundle; return the `<img>` that shows it."""
+        mime = next((mime for mime in self.suffixes if mime in data), None)
+        if mime is None:
+            return ""
+        if not description.strip():
+            raise SourceError(
+                f"{where} shows a picture without a description; pass description= to figure() "
+                'or set the cell\'s metadata {"mystnb": {"image": {"alt": ...}}}'
+            )
+        content = _joined(data[mime])
+        self.count += 1
+        name = f"figures/{self.chapter.name}/{self.count}.{self.suffixes[mime]}"
+        is_text = mime == "image/svg+xml"
+        self.stage.write(f"static/{name}", content if is_text else base64.b64decode(content))
+        alt = html.escape(description, quote=True)
+        return (
+            f'<img class="itr-picture" src="../../_static/{name}" alt="{alt}"'
+            f' loading="lazy"{_size(content) if is_text else ""}>'
+        )
+
+
+def _size(svg: str) -> str:
+    """Width and height attributes, so that the page does not jump when the picture arrives."""
+    found = re.search(r"<svg\b[^>]*>", svg)
+    sizes = dict(re.findall(r'\b(width|height)="(\d+)', found[0])) if found else {}
+    return "".join(f' {key}="{value}"' for key, value in sizes.items()) if len(sizes) == 2 else ""
+
+
+def _outputs(
+    source: Source, outputs: list[Output], pictures: _Pictures, description: str, where: str
+) -> Iterable[Output]:
+    for output in outputs:
+        kind = output["output_type"]
+        if kind == "error":
+            raise SourceError(f"{where} ended in {output.get('ename')}: {output.get('evalue')}")
+        if kind == "stream":
+            text = _joined(output["text"])
+            if output.get("name") == "stdout" and text.strip():
+                yield {"output_type": "stream", "name": "stdout", "text": text}
+            continue
+        alt = output.get("metadata", {}).get("figure", {}).get("description") or description
+        data = _printable(source, output.get("data", {}), pictures, alt, where)
+        if data:
+            yield {"output_type": "display_data", "data": data, "metadata": {}}
+
+
+def _printable(
+    source: Source, data: dict[str, Any], pictures: _Pictures, alt: str, where: str
+) -> dict[str, str]:
+    """One representation of a MIME bundle, free of loaders, as the page shows it."""
+    if "text/html" in data:
+        page = LIBRARY_LINK.sub(
+            lambda match: f"{match['quote']}{source.link(match['path'])}{match['quote']}",
+            _without_loaders(_joined(data["text/html"])),
+        )
+        picture = pictures.tag(data, alt, where)
+        return {"text/html": f"{page}\n<noscript>{picture}</noscript>" if picture else page}
+    picture = pictures.tag(data, alt, where)
+    if picture:
+        return {"text/html": picture}
+    for mime in ("text/markdown", "text/latex"):
+        if mime in data:
+            return {mime: _joined(data[mime])}
+    if WIDGET in data or "text/plain" not in data:
+        return {}
+    return {"text/plain": _joined(data["text/plain"])}
+
+
+def _without_loaders(page: str) -> str:
+    """Drop scripts that fetch others (the page brings its own); data blocks and plain scripts stay."""
+
+    def keep(match: re.Match[str]) -> str:
+        attributes = match["attributes"]
+        loads = "data-itr" in attributes and "loader" in attributes
+        return "" if loads or re.search(r"\bsrc\s*=", attributes) else match[0]
+
+    return SCRIPT.sub(keep, page)
+
+
+def _joined(text: str | list[str]) -> str:
+    return text if isinstance(text, str) else "".join(text)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Everything else
+
+
+def copy_static(source: Source, stage: Stage) -> None:
+    """Style sheets, logo, and the script that draws the charts."""
+    for path in sorted((source.root / "book" / "static").rglob("*")):
+        if path.is_file():
+            stage.write(f"static/{path.relative_to(source.root / 'book' / 'static')}", path.read_bytes())
+    for path in sorted((source.root / "lib" / "core" / "static").glob("*")):
+        if path.suffix in {".js", ".css"}:
+            stage.write(f"static/{path.name}", path.read_bytes())
+    for name in ("logo.svg", "favicon.svg"):
+        stage.write(name, (source.root / "book" / "static" / name).read_bytes())
+
+
+def vega_bundle(cache: Path) -> bytes:
+    """Vega, Vega-Lite and vega-embed as one script; made once per version of vl-convert."""
+    import vl_convert
+
+    path = cache / f"vega-{vl_convert.__version__}.js"
+    if not path.is_file():
+        for old in cache.glob("vega-*.js"):
+            old.unlink()
+        cache.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(vl_convert.javascript_bundle(), "utf-8")
+        shutil.move(part, path)
+    return path.read_bytes()
+
+
+def part_name(part: str) -> str:
+    return PARTS.get(part, part.replace("_", " ").capitalize())

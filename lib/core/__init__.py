@@ -1,0 +1,1 @@
+"""What every chapter shares: seeds, data, fitting, meters, claims, figures."""

@@ -1,0 +1,1 @@
+"""Fused GPU operators, one file each: Triton kernels, the plain PyTorch reference, a dispatcher."""

@@ -1,0 +1,1 @@
+"""Backbones and other things with weights that more than one chapter uses."""

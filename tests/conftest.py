@@ -1,0 +1,26 @@
+"""Shapes and types of every ``lib`` function are checked while the tests run."""
+
+import os
+
+from jaxtyping import install_import_hook
+
+# Before the first import of lib: annotations are checked by beartype at call time.
+if os.environ.get("BOOK_TYPECHECK", "1") == "1":
+    install_import_hook("lib", "beartype.beartype")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    """Every test starts from the same seed and leaves the defaults as it found them."""
+    torch.manual_seed(0)
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def gen():
+    return torch.Generator().manual_seed(0)

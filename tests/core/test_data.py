@@ -1,0 +1,170 @@
+import gzip
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lib.core.data import digits, load
+from lib.core.data.real import SOURCES, DataError, Source, fetch
+from tests.helpers import raises
+
+
+def test_digits_are_one_permutation():
+    a, b = digits(), digits(train=100, test=97)
+    assert a.x.shape == (1197, 64) and a.x_test.shape == (600, 64)
+    assert torch.equal(a.x[:100], b.x) and torch.equal(a.x_test[-97:], b.x_test)
+    assert 0 <= a.x.min() and a.x.max() <= 1
+    assert a.y.bincount().min() > 100  # every class is there
+    # no test image is a training image
+    assert not (a.x_test[:, None] == a.x[None]).all(-1).any()
+
+
+def test_digits_as_images_and_larger():
+    flat, image = digits(10, 10), digits(10, 10, image=True)
+    assert torch.equal(image.x.flatten(1), flat.x)
+    large = digits(10, 10, image=True, size=16)
+    assert large.x.shape == (10, 1, 16, 16)
+    assert torch.allclose(large.x.mean((1, 2, 3)), image.x.mean((1, 2, 3)), atol=0.02)
+
+
+@pytest.mark.parametrize("sizes", [(1198, 600), (0, 10), (10, 0)])
+def test_digits_refuse_overlap(sizes):
+    with raises(ValueError, match="sum at most 1797"):
+        digits(*sizes)
+
+
+def test_the_caller_cannot_change_the_book_s_copy():
+    digits().x.zero_()
+    assert digits().x.sum() > 0
+
+
+# ---- files that look like MNIST's and CIFAR-10's
+
+
+def idx(array: np.ndarray) -> bytes:
+    head = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
+    return gzip.compress(head + array.astype(np.uint8).tobytes(), mtime=0)
+
+
+@pytest.fixture
+def mnist(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    for part, n in (("train", 20), ("t10k", 10)):
+        images = rng.integers(0, 256, (n, 28, 28))
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(idx(images))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(idx(rng.integers(0, 10, n)))
+    monkeypatch.setenv("BOOK_DATA", str(tmp_path))
+    return folder
+
+
+def test_mnist_from_a_local_folder(mnist):
+    split = load("mnist")
+    assert split.x.shape == (20, 1, 28, 28) and split.x_test.shape == (10, 1, 28, 28)
+    assert split.x.max() <= 1 and split.y.dtype == torch.int64
+    cut = load("mnist", split="test")
+    assert torch.equal(torch.cat([cut.x, cut.x_test]), split.x_test) and len(cut.x) == 8
+
+
+def test_truncated_and_altered_files_are_never_loaded(mnist):
+    file = mnist / "t10k-images-idx3-ubyte.gz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with raises(DataError, match="t10k-images.*truncated or altered.*fetch it again"):
+        load("mnist", split="test")
+    raw = gzip.decompress(whole)
+    file.write_bytes(gzip.compress(raw[:-5]))
+    with raises(DataError, match="found 7,835"):
+        load("mnist", split="test")
+    file.write_bytes(gzip.compress(b"\0\0\x08\x01" + raw[4:]))
+    with raises(DataError, match="magic number 0x0803"):
+        load("mnist", split="test")
+    file.write_bytes(whole)
+    labels = mnist / "t10k-labels-idx1-ubyte.gz"
+    labels.write_bytes(idx(np.full(10, 77)))
+    with raises(DataError, match="label 77 found, expected 0 to 9"):
+        load("mnist", split="test")
+    labels.write_bytes(idx(np.zeros(9)))
+    with raises(DataError, match="10 images but 9 labels"):
+        load("mnist", split="test")
+
+
+def test_cifar_layout(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    record = np.zeros((10_000, 3073), np.uint8)
+    record[:, 0] = np.arange(10_000) % 10
+    record[:, 1:1025] = 255  # the red plane
+    (folder / "test_batch.bin").write_bytes(record.tobytes())
+    monkeypatch.setenv("BOOK_DATA", str(tmp_path))
+    split = load("cifar10", split="test")
+    assert split.x.shape == (8000, 3, 32, 32) and split.y[:3].tolist() == [0, 1, 2]
+    assert split.x[0].mean((1, 2)).tolist() == [1, 0, 0]
+    (folder / "test_batch.bin").write_bytes(record.tobytes()[:-1])
+    with raises(DataError, match="test_batch.bin.*found 30,729,999"):
+        load("cifar10", split="test")
+    (folder / "test_batch.bin").unlink()
+    with raises(DataError, match="test_batch.bin"):
+        load("cifar10", split="test")
+
+
+def test_download_is_checked_by_its_hash(tmp_path, monkeypatch):
+    monkeypatch.delenv("BOOK_DATA", raising=False)
+    monkeypatch.setenv("BOOK_CACHE", str(tmp_path / "cache"))
+    served = tmp_path / "served.bin"
+    served.write_bytes(b"the right bytes")
+    digest = hashlib.sha256(served.read_bytes()).hexdigest()
+    server = Server(tmp_path)
+    try:
+        source = Source(f"{server.url}/served.bin", digest, ("served.bin",))
+        monkeypatch.setitem(SOURCES, "toy", source)
+        path = fetch("toy")
+        assert path.read_bytes() == b"the right bytes" and path.is_relative_to(tmp_path / "cache")
+        path.write_bytes(b"cut")
+        served.write_bytes(b"something else")
+        with raises(DataError, match=f"served.bin.*altered or truncated.*{digest}"):
+            fetch("toy")
+        missing = Source(f"{server.url}/missing.bin", digest, ("a/missing.bin",))
+        monkeypatch.setitem(SOURCES, "missing", missing)
+        with raises(DataError, match="cannot be downloaded.*BOOK_DATA.*a/missing.bin"):
+            fetch("missing")
+    finally:
+        server.close()
+
+
+def test_names_and_folders_are_checked(tmp_path, monkeypatch):
+    with raises(ValueError, match="name='imagenet': there are 'mnist' and 'cifar10'"):
+        load("imagenet")
+    with raises(ValueError, match="split='val'"):
+        load("mnist", split="val")
+    with raises(ValueError, match="name='nope'"):
+        fetch("nope")
+    monkeypatch.setenv("BOOK_DATA", str(tmp_path / "nowhere"))
+    with raises(DataError, match="is no folder"):
+        load("mnist")
+
+
+class Server:
+    """Serves a folder on localhost."""
+
+    def __init__(self, folder: Path):
+        import functools
+        import http.server
+        import threading
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+        handler = functools.partial(Handler, directory=str(folder))
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()

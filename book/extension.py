@@ -8,7 +8,6 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 CHART = "itr-chart"
-SCRIPTS = ("vega.js", "charts.js")
 
 
 def add_chart_scripts(
@@ -17,10 +16,13 @@ def add_chart_scripts(
     if doctree is None:
         return
     if any(CHART in node.astext() for node in doctree.findall(nodes.raw)):
-        for script in SCRIPTS:
-            app.add_js_file(script, loading_method="defer")
+        # Vega is fetched when the first chart comes near the window; charts.js is told where it lies.
+        vega = context["pathto"]("_static/vega.js", resource=True)
+        app.add_js_file("charts.js", loading_method="defer", **{"data-vega": vega})
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    # Jupyter Book sets the options of an extension that we leave out; an unknown option is a warning.
+    app.add_config_value("comments_config", {}, "")
     app.connect("html-page-context", add_chart_scripts)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

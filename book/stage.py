@@ -13,7 +13,6 @@ import html
 import json
 import posixpath
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,13 @@ from book.source import PARTS, Chapter, Source, SourceError, tags_of, text_of
 Cell = dict[str, Any]
 Output = dict[str, Any]
 
+NO_CHART = "<style>.itr-chart,.itr-explore{display:none}</style>"
+"""Without scripts the picture stands alone; with them, the room kept for the chart."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SOLUTION = re.compile(
     r"^(?P<indent>[ \t]*)#+ *BEGIN SOLUTION.*?^[ \t]*#+ *END SOLUTION[^\n]*(?:\n|\Z)", re.M | re.S
 )
-SCRIPT = re.compile(r"<script\b(?P<attributes>[^>]*)>(?P<body>.*?)</script\s*>", re.S | re.I)
+ELEMENT = re.compile(r"<(script|style)\b(?P<attributes>[^>]*)>.*?</\1\s*>", re.S | re.I)
 LIBRARY_LINK = re.compile(r"""(?P<quote>["'])(?:\.\./)*(?P<path>lib/[\w/]+\.py(?:#[\w-]+)?)(?P=quote)""")
 MARKDOWN_LINK = re.compile(r"(?<!!)\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)")
 
@@ -67,10 +68,11 @@ class Stage:
 
 def chapter_page(
     source: Source, chapter: Chapter, executed: dict[str, Any], run: dict[str, Any], stage: Stage
-) -> None:
+) -> str | None:
     """Write the chapter's notebook and its pictures to the stage.
 
-    The text is the chapter's as it is now, the outputs are those of `executed`.
+    The text is the chapter's as it is now, the outputs are those of `executed`. Returns the name of
+    the picture that stands for the chapter: the first of the cell tagged `thumbnail`.
 
     Raises
     ------
@@ -106,6 +108,7 @@ def chapter_page(
         "nbformat_minor": 5,
     }
     stage.write(f"{chapter.docname}.ipynb", json.dumps(notebook, indent=1, ensure_ascii=False))
+    return pictures.thumbnail
 
 
 def _opening(source: Source, chapter: Chapter, text: str, run: dict[str, Any]) -> list[Cell]:
@@ -217,6 +220,7 @@ def _code(
         mystnb["code_prompt_show"] = "Show the check"
         mystnb["code_prompt_hide"] = "Hide the check"
     else:
+        pictures.is_thumbnail = "thumbnail" in tags
         description = cell.get("metadata", {}).get("mystnb", {}).get("image", {}).get("alt", "")
         outputs = list(_outputs(source, result.get("outputs", []), pictures, description, where))
     if "parameters" in tags:
@@ -262,6 +266,8 @@ class _Pictures:
         self.stage = stage
         self.chapter = chapter
         self.count = 0
+        self.is_thumbnail = False
+        """Whether the cell being printed is the one tagged `thumbnail`."""
         self.thumbnail: str | None = None
 
     def tag(self, data: dict[str, Any], description: str, where: str) -> str:
@@ -278,7 +284,11 @@ class _Pictures:
         self.count += 1
         name = f"figures/{self.chapter.name}/{self.count}.{self.suffixes[mime]}"
         is_text = mime == "image/svg+xml"
-        self.stage.write(f"static/{name}", content if is_text else base64.b64decode(content))
+        file = content if is_text else base64.b64decode(content)
+        self.stage.write(f"static/{name}", file)
+        if self.is_thumbnail and self.thumbnail is None:
+            self.thumbnail = f"thumbnails/{self.chapter.name}.{self.suffixes[mime]}"
+            self.stage.write(self.thumbnail, file)
         alt = html.escape(description, quote=True)
         return (
             f'<img class="itr-picture" src="../../_static/{name}" alt="{alt}"'
@@ -296,6 +306,7 @@ def _size(svg: str) -> str:
 def _outputs(
     source: Source, outputs: list[Output], pictures: _Pictures, description: str, where: str
 ) -> Iterable[Output]:
+    """What a cell left behind, as the page shows it."""
     for output in outputs:
         kind = output["output_type"]
         if kind == "error":
@@ -321,27 +332,27 @@ def _printable(
             _without_loaders(_joined(data["text/html"])),
         )
         picture = pictures.tag(data, alt, where)
-        return {"text/html": f"{page}\n<noscript>{picture}</noscript>" if picture else page}
+        return {"text/html": f"{page}\n<noscript>{NO_CHART}{picture}</noscript>" if picture else page}
     picture = pictures.tag(data, alt, where)
     if picture:
         return {"text/html": picture}
     for mime in ("text/markdown", "text/latex"):
         if mime in data:
-            return {mime: _joined(data[mime])}
+            return {mime: _links(source, pictures.chapter, _joined(data[mime]))}
     if WIDGET in data or "text/plain" not in data:
         return {}
     return {"text/plain": _joined(data["text/plain"])}
 
 
 def _without_loaders(page: str) -> str:
-    """Drop scripts that fetch others (the page brings its own); data blocks and plain scripts stay."""
+    """Drop what is for outside the book, and every script that comes from elsewhere."""
 
     def keep(match: re.Match[str]) -> str:
         attributes = match["attributes"]
-        loads = "data-itr" in attributes and "loader" in attributes
-        return "" if loads or re.search(r"\bsrc\s*=", attributes) else match[0]
+        loads = re.search(r"""data-itr=["']loader["']|\bsrc\s*=""", attributes)
+        return "" if loads else match[0]
 
-    return SCRIPT.sub(keep, page)
+    return ELEMENT.sub(keep, page)
 
 
 def _joined(text: str | list[str]) -> str:
@@ -357,25 +368,28 @@ def copy_static(source: Source, stage: Stage) -> None:
     for path in sorted((source.root / "book" / "static").rglob("*")):
         if path.is_file():
             stage.write(f"static/{path.relative_to(source.root / 'book' / 'static')}", path.read_bytes())
-    for path in sorted((source.root / "lib" / "core" / "static").glob("*")):
-        if path.suffix in {".js", ".css"}:
-            stage.write(f"static/{path.name}", path.read_bytes())
+    from lib.core.plots import STATIC, stylesheet
+
+    stage.write("static/charts.js", (STATIC / "charts.js").read_bytes())
+    stage.write("static/charts.css", stylesheet())
     for name in ("logo.svg", "favicon.svg"):
         stage.write(name, (source.root / "book" / "static" / name).read_bytes())
 
 
 def vega_bundle(cache: Path) -> bytes:
-    """Vega, Vega-Lite and vega-embed as one script; made once per version of vl-convert."""
+    """Vega, the Vega-Lite that Altair writes for, and vega-embed as one script; made once."""
+    import altair
     import vl_convert
 
-    path = cache / f"vega-{vl_convert.__version__}.js"
+    version = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    path = cache / f"vega-lite-{version}-{vl_convert.__version__}.js"
     if not path.is_file():
-        for old in cache.glob("vega-*.js"):
+        for old in cache.glob("vega-lite-*.js"):
             old.unlink()
         cache.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(vl_convert.javascript_bundle(), "utf-8")
-        shutil.move(part, path)
+        part.write_text(vl_convert.javascript_bundle(vl_version=version), "utf-8")
+        part.replace(path)
     return path.read_bytes()
 
 

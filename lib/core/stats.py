@@ -90,7 +90,8 @@ class Slope:
 def loglog_slope(x, y) -> Slope:
     """Least-squares slope of ``log y`` against ``log x`` and its 95 % interval.
 
-    ``x`` and ``y`` are sequences, arrays or tensors of positive numbers. The interval is Student's, from the residuals; with two points it is infinite.
+    ``x`` and ``y`` are sequences, arrays or tensors of positive numbers. The interval is
+    Student's, from the residuals; with two points it is infinite.
 
     Raises:
         ValueError: fewer than two points, different lengths, or a number that is not positive.

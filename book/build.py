@@ -1,0 +1,194 @@
+"""`python -m book build`: print the executed chapters as a site under `_build/html`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from book.generated import Report, fill
+from book.reference import write_reference
+from book.source import ROOT, Source, SourceError
+from book.stage import Stage, chapter_page, copy_static, vega_bundle
+
+REFERENCE = "reference/index"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fresh", action="store_true", help="forget earlier builds")
+
+
+def main(args: argparse.Namespace) -> int:
+    return build(ROOT, fresh=args.fresh)
+
+
+def build(root: Path, fresh: bool = False) -> int:
+    """Stage the chapters that have run, call Jupyter Book, look whether every page is there."""
+    started = time.perf_counter()
+    target = root / "_build"
+    if fresh:
+        for folder in ("html", ".doctrees", "stage"):
+            shutil.rmtree(target / folder, ignore_errors=True)
+    try:
+        source = Source(root)
+        stage, pages = stage_all(source, target)
+    except SourceError as error:
+        print(f"build: {error}", file=sys.stderr)
+        return 1
+    say(f"staged {len(source.chapters)} chapters, {len(pages)} pages; {len(stage.changed)} changed")
+    status = jupyter_book(root, target)
+    missing = [page for page in pages if not (target / "html" / f"{page}.html").is_file()]
+    for page in missing:
+        print(f"build: page {page}.html is missing", file=sys.stderr)
+    if status or missing:
+        # Sphinx warns only about pages that it reads; without its memory the next build reads all.
+        shutil.rmtree(target / ".doctrees", ignore_errors=True)
+        print(f"build: failed; the full log is {target / 'site.log'}", file=sys.stderr)
+        return 1
+    say(f"built in {time.perf_counter() - started:.0f} s: {target / 'html' / 'index.html'}")
+    return 0
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------
+
+
+def stage_all(source: Source, target: Path) -> tuple[Stage, list[str]]:
+    """Write everything Sphinx reads to `_build/stage`; return the stage and the pages to expect.
+
+    Raises
+    ------
+    SourceError
+        with one line per chapter that has not run, failed, or cannot be printed.
+    """
+    stage = Stage(target / "stage")
+    report = read_report(target / "report.json")
+    problems = []
+    pictures: dict[str, str] = {}
+    for chapter in source.chapters:
+        run = report.get(chapter.name, {})
+        executed = target / "executed" / chapter.part / f"{chapter.slug}.ipynb"
+        if run.get("status") in ("failed", "timeout"):
+            error = " ".join(str(run.get("error") or "").split())
+            problems.append(f"{chapter.name}: the last run {run['status']}: {error[:200]}")
+        elif not executed.is_file():
+            problems.append(f"{chapter.name} has not run; python -m book run {chapter.name}")
+        else:
+            try:
+                notebook = json.loads(executed.read_text("utf-8"))
+                thumbnail = chapter_page(source, chapter, notebook, run, stage)
+                pictures |= {chapter.name: thumbnail} if thumbnail else {}
+            except SourceError as error:
+                problems.append(str(error))
+            except json.JSONDecodeError:
+                problems.append(f"{executed} is cut short; python -m book run {chapter.name}")
+    if problems:
+        raise SourceError("\nbuild: ".join(problems))
+    copy_static(source, stage)
+    stage.write("static/vega.js", vega_bundle(target / "cache"))
+    stage.write("_config.yml", (source.root / "_config.yml").read_text("utf-8"))
+    bibliography = source.root / "book" / "references.bib"
+    stage.write("references.bib", bibliography.read_text("utf-8"))
+    reference = write_pages(source, report, stage, pictures)
+    stage.write("_toc.yml", contents_file(source, reference))
+    stage.finish()
+    return stage, [*dict.fromkeys([*source.toc_files, *reference]), "search", "genindex"]
+
+
+def write_pages(
+    source: Source, report: Report, stage: Stage, pictures: dict[str, str]
+) -> list[str]:
+    """Front matter, part openings and reference; returns the names of the reference's pages."""
+    reference: list[str] = []
+    for name in source.toc_files:
+        if any(name == chapter.docname for chapter in source.chapters):
+            continue
+        folder = "" if name.startswith("chapters/") else "book/pages/"
+        path = source.root / f"{folder}{name}.md"
+        if not path.is_file():
+            raise SourceError(f"_toc.yml names {name}, but there is no {folder}{name}.md")
+        try:
+            text = fill(path.read_text("utf-8"), source, report, pictures)
+        except SourceError as error:
+            raise SourceError(f"{path.relative_to(source.root)}: {error}") from None
+        if name == REFERENCE:
+            reference = write_reference(source, stage, text)
+        else:
+            stage.write(f"{name}.md", text)
+    return reference
+
+
+def contents_file(source: Source, reference: list[str]) -> str:
+    """`_toc.yml` with the reference's pages below its index."""
+
+    def extend(node: Any) -> Any:
+        if isinstance(node, list):
+            return [extend(item) for item in node]
+        if isinstance(node, dict):
+            node = {key: extend(value) for key, value in node.items()}
+            if node.get("file") == REFERENCE and reference:
+                node["sections"] = [{"file": name} for name in reference]
+        return node
+
+    return yaml.safe_dump(extend(source.toc), sort_keys=False)
+
+
+def read_report(path: Path) -> Report:
+    """The rows of the run's report by `part/slug`; empty when nothing has run."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        rows = content["chapters"] if isinstance(content, dict) else content
+        return {f"{row['part']}/{row['slug']}": row for row in rows}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise SourceError(f"{path} is not a run's report; python -m book run") from None
+
+
+# ---------------------------------------------------------------------------------------------------
+
+STEP = re.compile(r"(?P<what>[\w ]+)\.\.\. ?\[ *(?P<percent>\d+)%\]")
+
+
+def jupyter_book(root: Path, target: Path) -> int:
+    """Run `jupyter-book build`; warnings are errors and are printed, the rest goes to `site.log`."""
+    run = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", run, "build", str(target / "stage")]
+    command += ["--path-output", str(target.parent), "-n", "-W", "--keep-going"]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "NO_COLOR": "1"}
+    show = sys.stdout.isatty()
+    with (
+        open(target / "site.log", "w", encoding="utf-8") as log,
+        subprocess.Popen(
+            command,
+            cwd=target,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.write(line)
+            step = STEP.search(line)
+            if step and show:
+                print(f"\r\033[K{step['what'].strip()} {step['percent']} %", end="", flush=True)
+            elif re.search(r"\b(WARNING|ERROR|CRITICAL)\b", line) or "Exception" in line:
+                print(("\r\033[K" if show else "") + line.rstrip(), file=sys.stderr, flush=True)
+    if show:
+        print("\r\033[K", end="", flush=True)
+    return process.returncode

@@ -1,0 +1,257 @@
+"""Parts of pages that are computed: the lists of chapters, the scoreboard, the run times.
+
+A page of prose holds a line `<!-- generated: NAME -->`; `fill` replaces it by what the function of that
+name returns. Every measured number comes from the run's report.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from book.source import PARTS, Chapter, Paper, Source, SourceError
+from book.stage import duration, part_name
+
+Report = dict[str, dict[str, Any]]
+"""The rows of `_build/report.json` by `part/slug`."""
+
+MARK = re.compile(r"^<!-- generated: (?P<name>[\w-]+)(?: (?P<argument>\w+))? -->$", re.M)
+
+
+def fill(text: str, source: Source, report: Report, thumbnails: dict[str, str]) -> str:
+    """Replace every mark in a page."""
+
+    def one(match: re.Match[str]) -> str:
+        makers: dict[str, Callable[[], str]] = {
+            "summary": lambda: summary(source, report),
+            "contents": lambda: contents(source, report, thumbnails),
+            "papers": lambda: papers(source, match["argument"] or ""),
+            "scoreboard": lambda: scoreboard(source, report),
+            "run-times": lambda: run_times(source, report),
+            "versions": lambda: versions(source, report),
+            "setup-cell": lambda: f"```python\n{source.setup_cell}\n```",
+            "clone": lambda: (
+                f"```bash\ngit clone {source.address}\ncd {source.github_name.split('/')[1]}\n"
+                "make book\n```"
+            ),
+            "repository": lambda: f"[{source.github_name}]({source.address})",
+        }
+        if match["name"] not in makers:
+            raise SourceError(f"a page asks for generated {match['name']!r}; known: {', '.join(makers)}")
+        return makers[match["name"]]()
+
+    return MARK.sub(one, text)
+
+
+def all_claims(source: Source, report: Report) -> list[tuple[Chapter, dict[str, Any]]]:
+    """Every claim of a printed chapter, in the order of the book."""
+    return [
+        (chapter, claim)
+        for chapter in source.chapters
+        for claim in report.get(chapter.name, {}).get("claims") or []
+    ]
+
+
+def tally(claims: Iterable[dict[str, Any]]) -> tuple[int, int, int]:
+    """How many claims are asserted, how many of these hold, and how many are exact identities."""
+    asserted = [claim for claim in claims if claim["holds"] is not None]
+    hold = sum(claim["holds"] for claim in asserted)
+    return len(asserted), hold, sum(bool(claim.get("exact")) for claim in asserted)
+
+
+def summary(source: Source, report: Report) -> str:
+    """One paragraph: how many chapters there are, how many claims hold."""
+    claims = all_claims(source, report)
+    asserted, hold, _ = tally(claim for _, claim in claims)
+    chapters = len(source.chapters)
+    if not chapters:
+        return f"No chapter is finished yet. {len(source.papers)} papers are planned."
+    text = f"**{chapters}** of {len(source.papers)} chapters are finished."
+    if claims:
+        text += (
+            f" They measure **{asserted}** claims again: **{hold}** hold here,"
+            f" **{asserted - hold}** do not. The [scoreboard](scoreboard.md) lists them all."
+        )
+    return text
+
+
+def contents(source: Source, report: Report, thumbnails: dict[str, str]) -> str:
+    """A card for each finished chapter, part by part, then how many papers wait."""
+    blocks: list[str] = []
+    for part in PARTS:
+        chapters = [chapter for chapter in source.chapters if chapter.part == part]
+        if not chapters:
+            continue
+        blocks += [f"## {part_name(part)}", "", "::::{grid} 1 1 2 2", ":gutter: 3", ""]
+        for chapter in chapters:
+            blocks += [_card(chapter, report.get(chapter.name, {}), thumbnails), ""]
+        blocks += ["::::", ""]
+    waiting = len(source.papers) - len(source.chapters)
+    if waiting > 0:
+        blocks += ["## Still to be written", "", f"{waiting} papers wait for their chapter.", ""]
+        for part in PARTS:
+            open_papers = [paper for paper in _papers(source, part) if not _chapter(source, paper)]
+            if open_papers:
+                blocks += [f":::{{dropdown}} {part_name(part)} ({len(open_papers)})"]
+                blocks += [f"- {escape(paper.title)}" for paper in open_papers]
+                blocks += [":::", ""]
+    return "\n".join(blocks)
+
+
+def _card(chapter: Chapter, run: dict[str, Any], thumbnails: dict[str, str]) -> str:
+    book = chapter.book
+    claims = run.get("claims") or []
+    asserted, hold, _ = tally(claims)
+    facts = [f"{book['minutes']} minutes"] if book.get("minutes") else []
+    if claims:
+        facts.append(f"{hold} of {asserted} claims hold")
+    paper = book.get("paper", {})
+    lines = [f":::{{grid-item-card}} {escape(book.get('title', chapter.slug))}"]
+    lines += [f":link: {chapter.docname}", ":link-type: doc"]
+    if chapter.name in thumbnails:
+        lines += [f":img-top: {thumbnails[chapter.name]}", ":img-alt: The chapter's main figure"]
+    lines += ["", f"{escape(paper.get('title', ''))} ({paper.get('year', '')})", ""]
+    if facts:
+        lines += ["+++", " · ".join(facts)]
+    return "\n".join([*lines, ":::"])
+
+
+def papers(source: Source, part: str) -> str:
+    """The papers of one part in reading order; those with a chapter are linked."""
+    rows = []
+    for paper in _papers(source, part):
+        chapter = _chapter(source, paper)
+        if chapter:
+            rows.append(f"- [{chapter.book.get('title', paper.title)}]({paper.slug}.ipynb)<br>")
+            rows.append(f"  {escape(paper.title)}")
+        else:
+            rows.append(f"- {escape(paper.title)} [not written yet]{{.itr-waiting}}")
+    return "\n".join(rows)
+
+
+def _papers(source: Source, part: str) -> list[Paper]:
+    return [paper for paper in source.papers if paper.part == part]
+
+
+def _chapter(source: Source, paper: Paper) -> Chapter | None:
+    names = {chapter.name: chapter for chapter in source.chapters}
+    return names.get(f"{paper.part}/{paper.slug}")
+
+
+def scoreboard(source: Source, report: Report) -> str:
+    """All claims: first the count, then those that do not hold, then every chapter's table."""
+    claims = all_claims(source, report)
+    if not claims:
+        return "No chapter has been run yet."
+    asserted, hold, exact = tally(claim for _, claim in claims)
+    lines = [
+        "::::{div} itr-counts",
+        f"[{asserted}]{{.itr-number}} claims measured again",
+        "",
+        f"[{hold}]{{.itr-number}} hold here",
+        "",
+        f"[{asserted - hold}]{{.itr-number}} do not",
+        "",
+        f"[{exact}]{{.itr-number}} are exact",
+        "::::",
+        "",
+        "## What does not hold here",
+        "",
+    ]
+    failing = [(chapter, claim) for chapter, claim in claims if claim["holds"] is False]
+    if failing:
+        rows = [[_reference(chapter), *_claim(claim)] for chapter, claim in failing]
+        lines += table(["Chapter", *CLAIM_COLUMNS], rows, "itr-claims")
+    else:
+        lines += ["Every claim that was measured holds."]
+    for part in PARTS:
+        chapters = [chapter for chapter in source.chapters if chapter.part == part]
+        if not chapters:
+            continue
+        lines += ["", f"## {part_name(part)}", ""]
+        for chapter in chapters:
+            rows = [_claim(claim) for other, claim in claims if other.name == chapter.name]
+            lines += [f"### {_reference(chapter)}", ""]
+            lines += table(CLAIM_COLUMNS, rows, "itr-claims") if rows else ["Not measured yet."]
+            lines += [""]
+    return "\n".join(lines)
+
+
+CLAIM_COLUMNS = ["The paper says", "Predicted", "Measured", "Holds"]
+
+
+def _claim(claim: dict[str, Any]) -> list[str]:
+    note = f"<br>[{escape(claim['note'])}]{{.itr-note}}" if claim.get("note") else ""
+    return [
+        escape(claim["text"]) + ("<br>[an exact identity]{.itr-note}" if claim.get("exact") else ""),
+        escape(claim.get("paper") or ""),
+        escape(claim.get("measured") or "") + note,
+        VERDICTS[claim["holds"]],
+    ]
+
+
+VERDICTS = {
+    True: "[✓ yes]{.itr-yes}",
+    False: "[✗ no]{.itr-no}",
+    None: "[reported]{.itr-open}",
+}
+
+
+def _reference(chapter: Chapter) -> str:
+    return f"[{chapter.book.get('title', chapter.slug)}]({chapter.docname}.ipynb)"
+
+
+def run_times(source: Source, report: Report) -> str:
+    """Seconds and memory of every chapter's last run."""
+    rows = []
+    total = 0.0
+    for chapter in source.chapters:
+        run = report.get(chapter.name)
+        if not run or run.get("seconds") is None:
+            rows.append([_reference(chapter), "not run", "", "", ""])
+            continue
+        total += run["seconds"]
+        peak = f"{run['peak_mb']:,.0f} MB" if run.get("peak_mb") is not None else ""
+        rows.append(
+            [
+                _reference(chapter),
+                part_name(chapter.part),
+                str(run.get("scale", "small")),
+                f"{run['seconds']:.1f} s",
+                peak,
+            ]
+        )
+    if not rows:
+        return "No chapter has been run yet."
+    lines = table(["Chapter", "Part", "Scale", "Wall time", "Peak memory"], rows, "itr-times")
+    return "\n".join([*lines, "", f"Together: {duration(total)}."])
+
+
+def versions(source: Source, report: Report) -> str:
+    """What ran the chapters; every value that occurred, when they differ."""
+    seen: dict[str, list[str]] = {}
+    for chapter in source.chapters:
+        for name, version in (report.get(chapter.name, {}).get("versions") or {}).items():
+            if str(version) not in seen.setdefault(name, []):
+                seen[name].append(str(version))
+    if not seen:
+        return "Nothing has been run yet."
+    rows = [[f"`{name}`", ", ".join(found)] for name, found in sorted(seen.items())]
+    return "\n".join(table(["Package", "Version"], rows, "itr-versions"))
+
+
+def table(header: list[str], rows: Iterable[list[str]], style: str) -> list[str]:
+    """A MyST list-table; cells are Markdown, so mathematics in a claim is set."""
+    lines = ["::::{list-table}", ":header-rows: 1", f":class: {style}", ""]
+    for row in [header, *rows]:
+        for column, value in enumerate(row):
+            flat = re.sub(r"\s+", " ", value).strip()
+            lines.append(("* - " if column == 0 else "  - ") + flat)
+    return [*lines, "::::"]
+
+
+def escape(text: str) -> str:
+    """Plain text as Markdown that shows it literally."""
+    return re.sub(r"([\\`*_\[\]{}$#|])", r"\\\1", html.escape(str(text), quote=False))

@@ -1,0 +1,122 @@
+"""Claims: what the paper says, what it predicts, what this run measured, whether it holds."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from lib.core import plots
+
+_WORDS = {
+    True: ("yes", "✓", "holds"),
+    False: ("no", "✗", "does not hold"),
+    None: ("reported", "–", "not asserted"),
+}
+
+
+class Claims:
+    """A chapter's claims, in the order in which they were added; displays itself as a table.
+
+    ``rows`` holds them as plain dictionaries; the output's metadata carries the same under
+    ``"claims"``, where the book's scoreboard finds them.
+    """
+
+    def __init__(self):
+        self.rows: list[dict] = []
+
+    def add(
+        self,
+        text: str,
+        *,
+        paper: Any,
+        measured: Any,
+        holds: Any,
+        exact: bool = False,
+        note: str | None = None,
+    ) -> None:
+        """Add one claim.
+
+        Args:
+            text: what the paper says, in one sentence.
+            paper: the predicted value or law, with units.
+            measured: what this run gave, with its spread.
+            holds: a comparison made in this run (bool, or a zero-dimensional NumPy or torch
+                bool); ``None`` where a number is reported and nothing is asserted.
+            exact: an identity that must hold to rounding, not a statistical statement.
+            note: why a claim fails at this scale, or what to keep in mind.
+
+        Raises:
+            ValueError: a text is empty or a claim is there already.
+            TypeError: ``holds`` is no bool.
+        """
+        row = {"text": _text("text", text)}
+        if any(old["text"] == row["text"] for old in self.rows):
+            raise ValueError(f"text: the claim {row['text']!r} is there already")
+        row["paper"] = _text("paper", paper)
+        row["measured"] = _text("measured", measured)
+        row["holds"] = _bool(holds)
+        row["exact"] = bool(exact)
+        row["note"] = None if note is None else _text("note", note)
+        self.rows.append(row)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        if not self.rows:
+            raise ValueError("no claim was added: call claims.add(...) before showing the table")
+        rows = [dict(row) for row in self.rows]
+        return {"text/html": self._html(), "text/plain": str(self)}, {"claims": rows}
+
+    def __str__(self) -> str:
+        lines = []
+        for row in self.rows:
+            lines.append(
+                f"{row['text']}\n  predicted: {row['paper']}\n  measured here: {row['measured']}\n"
+                f"  holds: {_WORDS[row['holds']][0]}"
+                + (f"\n  note: {row['note']}" if row["note"] else "")
+            )
+        return "\n".join(lines)
+
+    def _html(self) -> str:
+        body = []
+        for row in self.rows:
+            word, sign, _ = _WORDS[row["holds"]]
+            kind = {True: "yes", False: "no", None: "open"}[row["holds"]]
+            note = (
+                f'<span class="itr-note">{html.escape(row["note"])}</span>' if row["note"] else ""
+            )
+            exact = '<span class="itr-note">an exact identity</span>' if row["exact"] else ""
+            body.append(
+                f'<tr><th scope="row">{html.escape(row["text"])}{exact}</th>'
+                f"<td>{html.escape(row['paper'])}</td>"
+                f"<td>{html.escape(row['measured'])}{note}</td>"
+                f'<td class="itr-{kind}"><span aria-hidden="true">{sign}</span> {word}</td></tr>'
+            )
+        asserted = [row["holds"] for row in self.rows if row["holds"] is not None]
+        caption = f"{sum(asserted)} of {len(asserted)} claims hold in this run."
+        return (
+            '<div class="itr-scroll"><table class="itr-claims">'
+            f"<caption>{caption}</caption>"
+            '<thead><tr><th scope="col">The paper says</th><th scope="col">Predicted</th>'
+            '<th scope="col">Measured here</th><th scope="col">Holds</th></tr></thead>'
+            f"<tbody>{''.join(body)}</tbody></table></div>" + plots.loader(script=False)
+        )
+
+
+def _text(name: str, value: Any) -> str:
+    text = " ".join(str(value).split())
+    if not text or value is None:
+        raise ValueError(f"{name} is empty")
+    return text
+
+
+def _bool(holds: Any) -> bool | None:
+    if holds is None or isinstance(holds, bool):
+        return holds
+    # Zero-dimensional bools of NumPy and torch; a float would hide a forgotten comparison.
+    if getattr(holds, "shape", None) == () and "bool" in str(getattr(holds, "dtype", "")):
+        return bool(holds)
+    raise TypeError(
+        f"holds must be True, False or None, computed by comparing numbers; got {holds!r}"
+    )

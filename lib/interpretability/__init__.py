@@ -1,0 +1,1 @@
+"""Looking inside networks: what a decision rests on, and what the parts do."""

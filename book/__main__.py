@@ -1,7 +1,7 @@
 """`python -m book VERB`: everything that is done with the chapters.
 
-Only the module of the verb that was asked for is imported, so `--help` answers at once and a missing
-optional package matters only to the verb that needs it.
+Only the module of the verb that was asked for is imported, so `--help` answers at once and a
+missing optional package matters only to the verb that needs it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ Writing a chapter:
   python -m book run my_idea
   python -m book check my_idea
 
-Exit status: 0 done, 1 something failed and was reported, 2 the request makes no sense, 130 interrupted.
+Exit status: 0 done, 1 something failed and was reported, 2 the request makes no sense,
+130 interrupted.
 """
 
 # Packages whose import name is not what pip calls them.
@@ -112,6 +113,8 @@ def dispatch(verb: str, rest: list[str]) -> int:
     args.root = Path(args.root).resolve()
     if not args.root.is_dir():
         raise BookError(f"--root {args.root}: no such folder")
+    if not (args.root / "book" / "papers.csv").is_file():
+        raise BookError(f"{args.root} is not a checkout of the book: it has no book/papers.csv")
     try:
         return module.main(args) or 0
     except SourceError as error:

@@ -45,10 +45,12 @@ def build(root: Path, fresh: bool = False) -> int:
         print(f"build: {error}", file=sys.stderr)
         return 1
     say(f"staged {len(source.chapters)} chapters, {len(pages)} pages; {len(stage.changed)} changed")
-    status = jupyter_book(root, target)
+    status = jupyter_book(target)
     missing = [page for page in pages if not (target / "html" / f"{page}.html").is_file()]
-    for page in missing:
+    for page in missing[:10]:
         print(f"build: page {page}.html is missing", file=sys.stderr)
+    if len(missing) > 10:
+        print(f"build: and {len(missing) - 10} pages more", file=sys.stderr)
     if status or missing:
         # Sphinx warns only about pages that it reads; without its memory the next build reads all.
         shutil.rmtree(target / ".doctrees", ignore_errors=True)
@@ -159,15 +161,17 @@ def read_report(path: Path) -> Report:
 
 # ---------------------------------------------------------------------------------------------------
 
+TROUBLE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^\S*(Error|Exception)\b|[Ee]rror:")
+COLOR = re.compile(r"\x1b\[[\d;]*m")
 STEP = re.compile(r"(?P<what>[\w ]+)\.\.\. ?\[ *(?P<percent>\d+)%\]")
 
 
-def jupyter_book(root: Path, target: Path) -> int:
+def jupyter_book(target: Path) -> int:
     """Run `jupyter-book build`; warnings are errors and are printed, the rest goes to `site.log`."""
     run = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", run, "build", str(target / "stage")]
     command += ["--path-output", str(target.parent), "-n", "-W", "--keep-going"]
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "NO_COLOR": "1"}
     show = sys.stdout.isatty()
     with (
@@ -183,11 +187,12 @@ def jupyter_book(root: Path, target: Path) -> int:
     ):
         assert process.stdout is not None
         for line in process.stdout:
+            line = COLOR.sub("", line)
             log.write(line)
             step = STEP.search(line)
             if step and show:
                 print(f"\r\033[K{step['what'].strip()} {step['percent']} %", end="", flush=True)
-            elif re.search(r"\b(WARNING|ERROR|CRITICAL)\b", line) or "Exception" in line:
+            elif TROUBLE.search(line):
                 print(("\r\033[K" if show else "") + line.rstrip(), file=sys.stderr, flush=True)
     if show:
         print("\r\033[K", end="", flush=True)

@@ -8,8 +8,8 @@ A result may be used again when nothing that made it has changed:
 * the version of Python and of each package that the notebook and those modules import, with the
   packages that these require.
 
-Imports are read from the syntax tree and nothing is imported, so the key of 118 chapters takes a moment.
-A name in a string, as in `show("lib.width.ntk:recursion")`, counts as an import.
+Imports are read from the syntax tree and nothing is imported, so the keys of all chapters take a
+moment. A name in a string, as in `show("lib.width.ntk:recursion")`, counts as an import.
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ def _age(path: Path) -> float:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all, and leave an equal one as it is (builds look at its time)."""
+    """Write a file whole or not at all; an equal one keeps its time, which builds look at."""
     try:
         if path.read_text("utf-8") == text:
             return

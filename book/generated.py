@@ -68,11 +68,14 @@ def summary(source: Source, report: Report) -> str:
     chapters = len(source.chapters)
     if not chapters:
         return f"No chapter is finished yet. {len(source.papers)} papers are planned."
-    text = f"**{chapters}** of {len(source.papers)} chapters are finished."
+    one = chapters == 1
+    text = f"**{chapters}** of {len(source.papers)} chapters {'is' if one else 'are'} finished."
     if claims:
+        fail = asserted - hold
         text += (
-            f" They measure **{asserted}** claims again: **{hold}** hold here,"
-            f" **{asserted - hold}** do not. The [scoreboard](scoreboard.md) lists them all."
+            f" {'It measures' if one else 'They measure'} **{asserted}** claims again:"
+            f" **{hold}** hold here, **{fail}** {'does' if fail == 1 else 'do'} not."
+            " The [scoreboard](scoreboard.md) lists them all."
         )
     return text
 
@@ -114,7 +117,7 @@ def _card(chapter: Chapter, run: dict[str, Any], thumbnails: dict[str, str]) -> 
         lines += [f":img-top: {thumbnails[chapter.name]}", ":img-alt: The chapter's main figure"]
     lines += ["", f"{escape(paper.get('title', ''))} ({paper.get('year', '')})", ""]
     if facts:
-        lines += ["+++", " · ".join(facts)]
+        lines.append(f"[{' · '.join(facts)}]{{.itr-note}}")
     return "\n".join([*lines, ":::"])
 
 
@@ -152,9 +155,9 @@ def scoreboard(source: Source, report: Report) -> str:
         "",
         f"[{hold}]{{.itr-number}} hold here",
         "",
-        f"[{asserted - hold}]{{.itr-number}} do not",
+        f"[{asserted - hold}]{{.itr-number}} {'does' if asserted - hold == 1 else 'do'} not",
         "",
-        f"[{exact}]{{.itr-number}} are exact",
+        f"[{exact}]{{.itr-number}} exact identities",
         "::::",
         "",
         "## What does not hold here",

@@ -3,7 +3,7 @@
 One row per chapter, in the order of the book:
 
     part, slug, scale, seed, device   what was run (`parameters` too, if `-p` added some)
-    status                            ok, failed, timeout, or cached (ran earlier; all else is from then)
+    status                            ok, failed, timeout, or cached (all else is from when it ran)
     seconds, cpu_seconds, peak_mb     of the chapter's processes: wall time, processor time, memory
     claims                            rows of text, paper, measured, holds, exact
     error                             None, or cell, cell_id, name, message, traceback
@@ -75,7 +75,8 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def claims_held(row: Mapping[str, Any]) -> str:
-    claims = row.get("claims") or []
+    # A claim that asserts nothing (`holds` is None) is a number reported.
+    claims = [c for c in row.get("claims") or [] if c.get("holds") is not None]
     return f"{sum(bool(c.get('holds')) for c in claims)}/{len(claims)}" if claims else "-"
 
 

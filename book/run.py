@@ -15,9 +15,9 @@ examples:
   python -m book run width --seed 3 -p steps 200
   python -m book run --scale full --scheduler tcp://10.0.0.5:8786
 
-With --scheduler, the chapters and the modules they import travel to the workers, which need the book's
-packages but no checkout. A chapter marked `"gpu": true` asks, at full scale, for a worker that was
-started with `dask worker --resources GPU=1`.
+With --scheduler, the chapters and the modules they import travel to the workers, which need the
+book's packages but no checkout. A chapter marked `"gpu": true` asks, at full scale, for a worker
+that was started with `dask worker --resources GPU=1`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=positive_seconds,
         metavar="MB",
-        help="memory a chapter may take (default: 4096 at small scale, 90 %% of the machine at full)",
+        help="memory a chapter may take (default: 4096 at small scale, 90 %% of all at full)",
     )
     add("--fresh", action="store_true", help="run even what has not changed")
 
@@ -141,7 +141,7 @@ def parameters_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def select(source: Source, names: Iterable[str]) -> list[Chapter]:
-    """The chapters that the names mean, in the order of the book; no name means all in `_toc.yml`."""
+    """The chapters that the names mean, in the book's order; no name means all in `_toc.yml`."""
     names = list(names)
     listed = source.chapters
     if not names:
@@ -287,8 +287,9 @@ class Press:
 
     def execute(self, tasks: dict[str, Task], cluster: Cluster) -> None:
         """Send the tasks out and write each result down as it comes."""
-        measured = [t.expected for t in tasks.values() if t.expected]
-        typical = statistics.median(measured) if measured else TYPICAL[self.scale]
+        known = [t.expected for t in tasks.values() if t.expected]
+        known += [row["seconds"] for row in self.rows.values()]
+        typical = statistics.median(known) if known else TYPICAL[self.scale]
         for task in tasks.values():
             task.expected = task.expected or typical
         expected = {name: task.expected for name, task in tasks.items()}

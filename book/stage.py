@@ -388,7 +388,9 @@ def vega_bundle(cache: Path) -> bytes:
             old.unlink()
         cache.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(vl_convert.javascript_bundle(vl_version=version), "utf-8")
+        # In a function of its own: the bundle's short names would clash with Sphinx's scripts.
+        bundle = vl_convert.javascript_bundle(vl_version=version)
+        part.write_text(f"(() => {{\n{bundle}\n}})();\n", "utf-8")
         part.replace(path)
     return path.read_bytes()
 

@@ -2,13 +2,13 @@
 
 Three processes, each with one task:
 
-* `supervise(job)` runs in a thread of a dask worker. It starts the second process, samples its memory,
-  and kills everything below it when the chapter uses too much time, memory or output.
-* `python worker.py execute` runs papermill on the notebook and tells the supervisor which cell runs.
-* `python worker.py kernel` is the Jupyter kernel: ipykernel with a ceiling on memory and on printing.
+* `supervise(job)` runs in a thread of a dask worker. It starts the second process, samples its
+  memory, and kills everything below it when the chapter uses too much time, memory or output.
+* `python worker.py execute` runs papermill on the notebook and says which cell runs.
+* `python worker.py kernel` is the Jupyter kernel: ipykernel with a ceiling on memory and printing.
 
-A pipe to the second process is its lifeline: when the supervisor goes, by whatever death, the pipe closes and
-the chapter goes too. So killing the press, or a worker, leaves no process behind.
+A pipe to the second process is its lifeline: when the supervisor goes, by whatever death, the pipe
+closes and the chapter goes too. So killing the press, or a worker, leaves no process behind.
 
 The press sends the text of this file to the workers, so they need the same packages but neither a
 checkout of the book nor a shared folder. It therefore imports nothing of `book`, and what is not in
@@ -56,14 +56,15 @@ def supervise(
 ) -> dict[str, Any]:
     """Run one chapter to its end or its limit, whichever comes first.
 
-    `job` holds `notebook` (JSON text), `parameters`, the limits `timeout` (seconds), `memory_mb` (None:
-    nine tenths of the machine) and `output_mb`, `source` (the text of this file), `one_thread`, and
-    what `lib` is: `root` (a folder on this machine) or `files` (their content, packed). `notify`
-    hears of each cell that starts; `released` says that nobody wants the result any more.
+    `job` holds `notebook` (JSON text), `parameters`, the limits `timeout` (seconds), `memory_mb`
+    (None: nine tenths of the machine) and `output_mb`, `source` (the text of this file),
+    `one_thread`, and what `lib` is: `root` (a folder on this machine) or `files` (their content,
+    packed). `notify` hears of each cell that starts; `released` says that nobody wants the result
+    any more.
 
-    Returns `status` (ok, failed, timeout), `seconds`, `cpu_seconds` and `peak_mb` of the kernel and its
-    children, `notebook` (executed, without local paths), `claims`, `error`, `versions`, `hardware`
-    and `installed`.
+    Returns `status` (ok, failed, timeout), `seconds`, `cpu_seconds` and `peak_mb` of the kernel and
+    its children, `notebook` (executed, without local paths), `claims`, `error`, `versions`,
+    `hardware` and `installed`.
     """
     scratch = Path(tempfile.mkdtemp(prefix="book-")).resolve()
     try:
@@ -455,7 +456,7 @@ def versions() -> dict[str, str]:
 
 def gpus() -> int:
     """NVIDIA cards of this machine, found without importing torch."""
-    return len([p for p in Path("/dev").glob("nvidia[0-9]*")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from lib.core import plots
+from lib.core.plots.bundle import Figure, chart_html, check_description, figure, loader
 
 MANY = 60
 
@@ -74,16 +74,16 @@ class Explorable:
             "states": [_difference(first, other, ["page"]) for other in documents],
             "datasets": tables,
         }
-        _, _, height = self.pages[self.start]._drawn()
+        _, _, height = self.pages[self.start].picture()
         controls = "".join(
             self._control(name, index)
             for name, index in zip(self.names, self._start_indices(), strict=True)
         )
         return (
             f'<div class="itr-explore"><div class="itr-controls" hidden>{controls}</div>'
-            + plots.chart_html(payload, self.description, height)
+            + chart_html(payload, self.description, height)
             + "</div>"
-            + plots.loader()
+            + loader()
         )
 
     def _control(self, name: str, index: int) -> str:
@@ -117,24 +117,15 @@ class Explorable:
         controls = []
         for name, index in zip(self.names, self._start_indices(), strict=True):
             values = self.grid[name]
-            kind = widgets.SelectionSlider if _numeric(values) else widgets.Dropdown
-            controls.append(
-                kind(
-                    options=[(_show(v), v) for v in values],
-                    value=values[index],
-                    description=self.labels[name],
-                    continuous_update=False,
-                    style={"description_width": "initial"},
-                )
-                if kind is widgets.SelectionSlider
-                else kind(
-                    options=[(_show(v), v) for v in values],
-                    value=values[index],
-                    description=self.labels[name],
-                    style={"description_width": "initial"},
-                )
-            )
-        style = plots.loader(script=False)
+            options = [(_show(v), v) for v in values]
+            common = {"description": self.labels[name], "options": options, "value": values[index]}
+            style = {"description_width": "initial"}
+            if _numeric(values):
+                control = widgets.SelectionSlider(**common, style=style, continuous_update=False)
+            else:
+                control = widgets.Dropdown(**common, style=style)
+            controls.append(control)
+        style = loader(script=False)
         picture = widgets.HTML(style + self.pages[self.start].svg(mode=None))
 
         def update(_):
@@ -180,7 +171,7 @@ def explore(
     Warns:
         UserWarning: more than 60 settings: the page grows heavy.
     """
-    description = plots.check_description(description)
+    description = check_description(description)
     if not grid:
         raise ValueError("grid is empty: give at least one name=[value, value, ...]")
     grid = {name: _values(name, values) for name, values in grid.items()}
@@ -204,13 +195,13 @@ def explore(
     return Explorable(compute, chart, description, labels, grid, start, pages)
 
 
-def _page(compute, chart, description: str, setting: dict) -> plots.Figure:
+def _page(compute, chart, description: str, setting: dict) -> Figure:
     frame = compute(**setting)
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(
             f"compute must return a pandas DataFrame, got {type(frame).__name__} at {setting}"
         )
-    return plots.figure(chart(frame), description)
+    return figure(chart(frame), description)
 
 
 def _values(name: str, values: Any) -> list:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ def record(
     model: nn.Module,
     names: Iterable[str],
     grad: bool = False,
-    of: Literal["output", "input"] = "output",
+    of: str = "output",
 ) -> Iterator[dict[str, Tensor]]:
     """Inside the block, every forward pass fills the dictionary: module name -> its output.
 

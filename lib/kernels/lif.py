@@ -241,14 +241,14 @@ if triton is not None:
     @triton.jit
     @no_type_check
     def _scan_kernel(
-        grad_spikes, grad_state, slope, keep, grad, grad_initial, n, steps,
+        grad_spikes, grad_state, slope, keep, grad, grad_initial, n, steps, last,
         decay: tl.constexpr, threshold: tl.constexpr, HARD: tl.constexpr, DETACH: tl.constexpr,
         WIDE: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         home = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = home < n
         g_u = tl.load(grad_state + home, mask=inside, other=0.0).to(WIDE)
-        at = home + (steps - 1).to(tl.int64) * n
+        at = home + last  # (steps - 1) * n, counted on the host in 64 bits
         for _ in range(0, steps):
             d = tl.load(slope + at, mask=inside, other=0.0).to(WIDE)
             g_v = tl.load(grad_spikes + at, mask=inside, other=0.0).to(WIDE) * d
@@ -302,7 +302,7 @@ def _backward_triton(grad_spikes, grad_state, slope, keep, decay, threshold, har
     grad, grad_initial = torch.empty_like(slope), torch.empty_like(grad_state)
     if n:
         _scan_kernel[(triton.cdiv(n, BLOCK),)](
-            grad_spikes, grad_state, slope, keep, grad, grad_initial, n, steps,
+            grad_spikes, grad_state, slope, keep, grad, grad_initial, n, steps, (steps - 1) * n,
             decay=decay, threshold=threshold, HARD=hard, DETACH=detach_reset,
             WIDE=_wide(slope.dtype), BLOCK=BLOCK,
         )  # fmt: skip

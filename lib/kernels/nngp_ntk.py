@@ -23,10 +23,10 @@ a third dual, ``E[s''(u) s''(v)]``.
 Implemented: ReLU and erf. Other activations: ``lib.models.infinite_width``.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: custom_op reads the annotations as objects.
 import contextlib
 import math
+from typing import no_type_check
 
 import torch
 from jaxtyping import Float
@@ -277,9 +277,11 @@ def _on(x: Tensor):
 
 
 if triton is not None:
+    # no_type_check: a kernel must reach the compiler as written, also where tests wrap every function.
     _PI = tl.constexpr(math.pi)
 
     @triton.jit
+    @no_type_check
     def _atan(t):
         """Arc tangent on [-1, 1], to the last digit of float64 (Cephes' rational function).
 
@@ -303,6 +305,7 @@ if triton is not None:
         return tl.where(t < 0, -y, y)
 
     @triton.jit
+    @no_type_check
     def _relu_angle(ab, c):
         """sqrt(ab), sine, cosine and pi minus the angle, by the half-angle tangent in [0, 1]."""
         norm = tl.sqrt(ab)
@@ -313,11 +316,13 @@ if triton is not None:
         return norm, sin, cos, tl.where(cos < 0, half, _PI - half)
 
     @triton.jit
+    @no_type_check
     def _erf_diagonal(a):
         y = 2.0 * a / (1.0 + 2.0 * a)
         return (4.0 / _PI) * _atan(y / (1.0 + tl.sqrt((1.0 - y) * (1.0 + y))))
 
     @triton.jit
+    @no_type_check
     def _gram_tile(
         x1, x2, rm, rn, p, q, d, s1m, s1k, s2m, s2k,
         ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -348,6 +353,7 @@ if triton is not None:
         return c, a, b
 
     @triton.jit
+    @no_type_check
     def _tile_rows(p, q, BM: tl.constexpr, BN: tl.constexpr):
         """Rows and columns of this program; groups of eight row blocks share columns in L2."""
         pid = tl.program_id(0)
@@ -360,6 +366,7 @@ if triton is not None:
         return pm, pn, pm * BM + tl.arange(0, BM), pn * BN + tl.arange(0, BN)
 
     @triton.jit
+    @no_type_check
     def _forward_kernel(
         x1, x2, sigma_out, theta_out, scalars, p, q, d, s1m, s1k, s2m, s2k, depth,
         ERF: tl.constexpr, SIGMA: tl.constexpr, THETA: tl.constexpr, ACC: tl.constexpr,
@@ -398,6 +405,7 @@ if triton is not None:
             tl.store(theta_out + where, t, mask=keep)
 
     @triton.jit
+    @no_type_check
     def _backward_kernel(
         x1, x2, g_sigma, g_theta, gram, left, right, scalars, p, q, d, s1m, s1k, s2m, s2k, depth,
         ERF: tl.constexpr, SIGMA: tl.constexpr, THETA: tl.constexpr, ACC: tl.constexpr,

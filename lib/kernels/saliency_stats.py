@@ -15,7 +15,7 @@ There is no backward: explanations are looked at, not differentiated.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,11 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.library.custom_op("lib::saliency_stats", mutates_args=())
+@torch.library.custom_op(
+    "lib::saliency_stats",
+    mutates_args=(),
+    schema="(Tensor f, Tensor g, bool depthwise, bool use_triton) -> Tensor",
+)
 def _saliency_stats(f: Tensor, g: Tensor, depthwise: bool, use_triton: bool) -> Tensor:
     b, c, h, w = f.shape
     count = 20 if depthwise else 15
@@ -134,8 +138,11 @@ def _(f: Tensor, g: Tensor, depthwise: bool, use_triton: bool) -> Tensor:
 
 
 if triton is not None:
+    # no_type_check: a kernel must reach the compiler as it is written, also where tests wrap every
+    # function in a type checker.
 
     @triton.jit
+    @no_type_check
     def _add(t, live, total, pos, neg, high, low):
         """Take one tile into the five running statistics."""
         total += t  # dead lanes hold zeros
@@ -147,6 +154,7 @@ if triton is not None:
         return total, pos, neg, high, low
 
     @triton.jit
+    @no_type_check
     def _put(out_ptr, stride, inside, total, pos, neg, high, low):
         tl.store(out_ptr, tl.sum(total, 0), inside)
         tl.store(out_ptr + stride, tl.sum(pos, 0), inside)
@@ -155,6 +163,7 @@ if triton is not None:
         tl.store(out_ptr + 4 * stride, tl.min(low, 0), inside)
 
     @triton.jit
+    @no_type_check
     def _stats_kernel(
         f_ptr, g_ptr, out_ptr, channels, height, width, tiles,
         fb, fc, fh, fw, gb, gc, gh, gw,

@@ -11,7 +11,6 @@ Weights are drawn as PyTorch draws them, from its global generator: seed it firs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -53,9 +52,9 @@ class ConvNet(nn.Module):
         channels: int = 3,
         dims: int = 2,
         kernel: int = 3,
-        pool: Literal["max", "avg", "stride"] = "max",
+        pool: str = "max",
         pool_last: bool = False,
-        head: Literal["gap", "flatten"] = "gap",
+        head: str = "gap",
         size: int | None = None,
         hidden: Sequence[int] = (),
         norm: Callable[[int], nn.Module] | None = None,

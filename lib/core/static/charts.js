@@ -31,52 +31,67 @@
     return window.vegaEmbed;
   })();
 
-  /* Every view with marks, whatever composes it. */
-  const leaves = (node, visit) => {
-    if (node.mark || node.layer) return visit(node);
-    for (const key of ["hconcat", "vconcat", "concat"]) (node[key] || []).forEach((n) => leaves(n, visit));
-    if (node.spec) leaves(node.spec, visit);
+  const restackable = (node) => !!(node.hconcat || ((node.concat || node.facet || node.repeat) && node.columns !== 1)
+    || (node.encoding && ((node.encoding.facet && node.encoding.facet.columns !== 1) || node.encoding.column))
+    || [...(node.vconcat || []), ...(node.concat || []), node.spec].some((n) => n && restackable(n)));
+
+  /* Side by side becomes one below the other. */
+  const restack = (node) => {
+    if (node.hconcat) { node.vconcat = node.hconcat; delete node.hconcat; }
+    if (node.concat || node.facet || node.repeat) {
+      if (node.facet && node.facet.column) { node.facet.row = node.facet.column; delete node.facet.column; }
+      node.columns = 1;
+    }
+    const encoding = node.encoding || {};
+    if (encoding.facet) encoding.facet.columns = 1;
+    if (encoding.column) { if (!encoding.row) encoding.row = encoding.column; delete encoding.column; }
+    [...(node.vconcat || []), ...(node.concat || []), node.spec].forEach((n) => n && restack(n));
+  };
+
+  /* Take `excess` pixels from the width of every view with marks; how many could not be taken. */
+  const narrow = (node, excess, width, usual) => {
+    const parts = node.hconcat || node.vconcat || node.concat;
+    if (parts) {
+      const share = excess / (node.hconcat ? parts.length : node.concat ? Math.min(node.columns || parts.length, parts.length) : 1);
+      return Math.max(...parts.map((n) => narrow(n, share, width, usual)));
+    }
+    if (node.spec) return narrow(node.spec, excess / (node.columns || 1), width, usual);
+    const encoding = node.encoding || {}, x = encoding.x || (((node.layer || [])[0] || {}).encoding || {}).x || {};
+    const facets = (encoding.facet && encoding.facet.columns) || 1;
+    if (node.width && node.width.step && Array.isArray(x.sort)) {
+      // A heat map: whole pixels a cell, or seams show; cells stay square.
+      const step = Math.max(3, Math.floor(node.width.step - excess / x.sort.length));
+      const taken = (node.width.step - step) * x.sort.length;
+      if (node.height && node.height.step === node.width.step) node.height.step = step;
+      node.width.step = step;
+      return excess - taken;
+    }
+    const now = typeof node.width === "number" ? node.width : /nominal|ordinal/.test(x.type) ? width : usual;
+    node.width = Math.max(140, Math.floor(now - excess / facets));
+    return excess / facets - (now - node.width);
   };
 
   /* One step towards a narrower picture; false when nothing is left to do. */
-  const shrink = (spec, width, room) => {
-    let changed = false;
-    const restack = (node) => {
-      if (node.hconcat) { node.vconcat = node.hconcat; delete node.hconcat; changed = true; }
-      if ((node.concat || node.facet || node.repeat) && node.columns !== 1) {
-        if (node.facet && node.facet.column) { node.facet.row = node.facet.column; delete node.facet.column; }
-        node.columns = 1; changed = true;
-      }
-      const encoding = node.encoding;
-      if (encoding && encoding.facet && encoding.facet.columns !== 1) { encoding.facet.columns = 1; changed = true; }
-      if (encoding && encoding.column && !encoding.row) { encoding.row = encoding.column; delete encoding.column; changed = true; }
-      ["vconcat", "concat"].forEach((key) => (node[key] || []).forEach(restack));
-      if (node.spec) restack(node.spec);
-    };
-    restack(spec);
+  const shrink = (spec, width, room, pass, stage) => {
     const config = spec.config ||= {}, legend = config.legend ||= {};
-    const columns = Math.max(1, Math.floor(room / 120));
-    if (legend.columns !== columns) {
-      legend.columns = columns;
+    const before = JSON.stringify(spec);
+    if (pass === 0 && room < 560) {
+      // Legends: above the picture, in as many columns as there is room for.
+      const labels = [...stage.querySelectorAll(".role-legend-label text")].map((t) => t.getComputedTextLength());
+      legend.columns = Math.max(1, Math.floor((room - 50) / (Math.max(30, ...labels) + 32)));
+      legend.layout = { ...legend.layout, top: { direction: "vertical", anchor: "start" } };
       legend.gradientLength = Math.min(legend.gradientLength || 200, room - 60);
-      const unset = (n) => {
-        if (!n || typeof n !== "object") return;
-        if (n.legend && n.legend.orient) delete n.legend.orient;
-        Object.keys(n).forEach((key) => key !== "datasets" && key !== "config" && unset(n[key]));
+      const unset = (node) => {
+        if (!node || typeof node !== "object") return;
+        if (node.legend && node.legend.orient) delete node.legend.orient;
+        Object.keys(node).forEach((key) => key !== "datasets" && key !== "values" && key !== "config" && unset(node[key]));
       };
       unset(spec);
-      changed = true;
     }
-    if (changed) return true;
-    leaves(spec, (view) => {
-      const x = (view.encoding || {}).x || {};
-      const discrete = x.type === "nominal" || x.type === "ordinal";
-      const now = typeof view.width === "number" ? view.width
-        : discrete ? room + width - room : ((config.view || {}).continuousWidth || 300);
-      const next = Math.max(150, Math.floor(now - (width - room)));
-      if (next < now) { view.width = next; changed = true; }
-    });
-    return changed;
+    const usual = (config.view || {}).continuousWidth || 300;
+    if (width > 1.2 * room && restackable(spec)) restack(spec);
+    else if (narrow(spec, width - room, width, usual) > 60 && restackable(spec)) restack(spec);
+    return JSON.stringify(spec) !== before;
   };
 
   const charts = new Map();
@@ -147,12 +162,12 @@
       try {
         const embed = await vega();
         host.append(stage);
-        for (let pass = 0; pass < 5; pass++) {
+        for (let pass = 0; pass < 6; pass++) {
           if (result) result.finalize();
           result = await embed(stage, clone(spec), { renderer: "svg", actions: false, ast: true, tooltip: { disableDefaultStyle: true } });
           if (turn !== this.turn) { result.finalize(); stage.remove(); return; }
           const width = stage.querySelector("svg").width.baseVal.value;
-          if (scale || width <= room + 1 || room < 80 || !shrink(spec, width, room)) break;
+          if (scale || width <= room + 1 || room < 80 || !shrink(spec, width, room, pass, stage)) break;
         }
       } catch (error) {
         stage.className = "itr-error";

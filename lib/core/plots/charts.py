@@ -1,3 +1,21 @@
+"""Charts that many chapters draw; each returns an Altair chart for ``figure`` to finish."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from lib.core.plots.theme import CATEGORY, DIVERGING, MUTED, SEQUENTIAL, ordered
+from lib.core.stats import loglog_slope
 
 
 def seed_band(
@@ -22,12 +40,15 @@ def seed_band(
         log: which axes are logarithmic: ``""``, ``"x"``, ``"y"`` or ``"xy"``.
         sort: the groups in the order in which they get their colors.
     """
-    _columns(frame, x, y, color)
+    _columns(frame, x, y, color, log=_logged(log, x, y))
     keys = [x] + ([color] if color else [])
-    table = frame.groupby(keys, sort=False, observed=True)[y].agg(["mean", "min", "max"])
+    groups = frame.groupby(keys, sort=False, observed=True)[y]
+    table = groups.agg(["mean", "min", "max"])
+    # A run that diverged is not averaged away: the line breaks where any seed has no number.
+    table[groups.agg(lambda v: v.isna().any()).astype(bool)] = np.nan
     table = table.reset_index()
     base = alt.Chart(table).encode(
-        x=_axis(alt.X, x, x_title, "x" in _log(log)), **_color(frame, color, color_title, sort)
+        x=_axis(alt.X, x, x_title, "x" in log), **_color(frame, color, color_title, sort)
     )
     scale = _scale("y" in log)
     title = y_title or y
@@ -60,11 +81,11 @@ def predicted_and_measured(
 
     Both frames have the columns ``x``, ``y`` and, for groups, ``color``.
     """
-    _columns(predicted, x, y, color)
-    _columns(measured, x, y, color)
+    for frame in (predicted, measured):
+        _columns(frame, x, y, color, log=_logged(log, x, y))
     both = pd.concat([measured, predicted]) if color else measured
     encoding = dict(
-        x=_axis(alt.X, x, x_title, "x" in _log(log)),
+        x=_axis(alt.X, x, x_title, "x" in log),
         y=_axis(alt.Y, y, y_title, "y" in log),
         **_color(both, color, color_title, sort),
     )
@@ -104,9 +125,7 @@ def loglog_fit(
     Raises:
         ValueError: a number that is not positive, or a group with a single ``x``.
     """
-    from lib.core.stats import loglog_slope
-
-    _columns(frame, x, y, color)
+    _columns(frame, x, y, color, log=[x, y])
     groups = frame.groupby(color, sort=False, observed=True) if color else [(None, frame)]
     lines, labels = [], []
     for name, part in groups:
@@ -127,7 +146,7 @@ def loglog_fit(
     line = alt.Chart(pd.DataFrame(lines)).mark_line(strokeDash=[6, 4]).encode(**encoding)
     text = (
         alt.Chart(pd.DataFrame(labels))
-        .mark_text(align="right", dy=-12, fontWeight=600)
+        .mark_text(align="left", dx=8, fontWeight=600)
         .encode(**encoding, text="label:N")
     )
     return alt.layer(line, dots, text).properties(width=width, height=height)
@@ -142,7 +161,7 @@ def heatmap(
     column_title: str | None = None,
     value_title: str = "value",
     scheme: str = "sequential",
-    domain: tuple[float, float] | None = None,
+    domain: tuple | None = None,
     cell: int | None = None,
     text: str | None = None,
 ) -> alt.Chart | alt.LayerChart:
@@ -187,16 +206,22 @@ def heatmap(
             for j, c in enumerate(names[1])
         ]
     )
-    many = [max(1, len(labels) * 14 // max(1, len(labels) * cell)) for labels in names]
+    # Thin the labels where cells are smaller than text, and turn long ones below their column.
+    across = max(map(len, names[1])) * 7 + 6
+    turned = across > cell and columns is not None
+    every = [math.ceil(14 / cell), math.ceil((14 if turned else across) / cell)]
     axes = [
         alt.Axis(
             title=title,
-            labelAngle=0,
+            values=labels[::step],
+            labelAngle=angle,
+            labelOverlap=True,
             domain=False,
             ticks=False,
-            values=labels[:: step if step > 1 else 1] if len(labels) > 1 else alt.Undefined,
         )
-        for labels, title, step in zip(names, (row_title, column_title), many, strict=True)
+        for labels, title, step, angle in zip(
+            names, (row_title, column_title), every, (0, -90 if turned else 0), strict=True
+        )
     ]
     base = alt.Chart(table).encode(
         x=alt.X("column:N", sort=names[1], axis=axes[1]),
@@ -206,7 +231,7 @@ def heatmap(
         color=alt.Color(
             "value:Q",
             title=value_title,
-            scale=alt.Scale(range=palette, domain=[low, high], clamp=True),
+            scale=alt.Scale(range=palette, domain=[low, high], clamp=True, interpolate="rgb"),
         ),
         tooltip=[
             alt.Tooltip("row:N", title=row_title or "row"),
@@ -214,7 +239,7 @@ def heatmap(
             alt.Tooltip("value:Q", title=value_title, format=".4~g"),
         ],
     )
-    size = {"width": cell * m.shape[1], "height": cell * m.shape[0]}
+    size = {"width": alt.Step(cell), "height": alt.Step(cell)}
     if text is None:
         return cells.properties(**size)
     numbers = base.mark_text(fontSize=max(9, min(12, cell // 3))).encode(
@@ -230,7 +255,7 @@ def image_grid(
     *,
     columns: int = 8,
     size: int = 60,
-    domain: tuple[float, float] | None = None,
+    domain: tuple | None = None,
     scheme: str = "gray",
 ) -> alt.LayerChart:
     """Small images side by side, each with a label below it.
@@ -298,20 +323,23 @@ def image_grid(
     )
 
 
-
-
-def _columns(frame: pd.DataFrame, *names: str | None) -> None:
+def _columns(frame: pd.DataFrame, *names: str | None, log: Sequence[str] = ()) -> None:
     for name in names:
         if name is not None and name not in frame.columns:
             raise ValueError(f"frame has no column {name!r}; it has {list(frame.columns)}")
     if frame.empty:
         raise ValueError("frame is empty: nothing to draw")
+    for name in log:
+        worst = frame[name].min()
+        if not worst > 0:
+            raise ValueError(f"{name} goes down to {worst}: a log axis needs positive numbers")
 
 
-def _log(log: str) -> str:
+def _logged(log: str, x: str, y: str) -> list[str]:
+    """The columns on logarithmic axes."""
     if log not in ("", "x", "y", "xy"):
         raise ValueError(f"log must be '', 'x', 'y' or 'xy', got {log!r}")
-    return log
+    return [name for axis, name in (("x", x), ("y", y)) if axis in log]
 
 
 def _type(column: pd.Series) -> str:
@@ -320,7 +348,7 @@ def _type(column: pd.Series) -> str:
 
 
 def _scale(log: bool) -> alt.Scale:
-    return alt.Scale(type="log") if log else alt.Scale(zero=False)
+    return alt.Scale(type="log", nice=False, padding=10) if log else alt.Scale(zero=False)
 
 
 def _field(name: str) -> str:

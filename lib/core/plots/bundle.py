@@ -1,3 +1,21 @@
+"""A chart as one MIME bundle: a picture for every page, alive where Vega is, and words."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from typing import Any
+
+import altair as alt
+import vl_convert as vlc
+
+from lib.core.plots.theme import STATIC, color, paint, stylesheet
+
+MAX_ROWS = 20_000
+DIGITS = 5
+PRINT_FONT = "Arial, 'Liberation Sans', Helvetica, sans-serif"
 
 
 class Figure:
@@ -13,7 +31,8 @@ class Figure:
         self.spec = spec
         self._picture: tuple[str, float, float] | None = None
 
-    def _drawn(self) -> tuple[str, float, float]:
+    def picture(self) -> tuple[str, float, float]:
+        """SVG without its title, its width and its height in CSS pixels; drawn once."""
         if self._picture is None:
             self._picture = draw(self.spec)
         return self._picture
@@ -23,13 +42,13 @@ class Figure:
 
         ``mode=None`` keeps the color properties, for SVG that stands inside a page.
         """
-        markup, width, height = self._drawn()
+        markup, width, height = self.picture()
         markup = _with_title(markup, width, height, self.title, self.subtitle, self.description)
         return paint(markup, mode) if mode else markup
 
     def html(self) -> str:
         """The interactive picture; what is marked ``data-itr="loader"`` is for outside the book."""
-        _, _, height = self._drawn()
+        _, _, height = self.picture()
         payload = {"title": self.title, "subtitle": self.subtitle, "spec": self.spec}
         return chart_html(payload, self.description, height) + loader()
 
@@ -160,14 +179,15 @@ def round_table(rows: list) -> None:
             row[key] = float(f"{value:.{min(digits, 15)}g}")
 
 
-
 _SIZE = re.compile(r'<svg[^>]*?width="([\d.]+)"[^>]*?height="([\d.]+)"')
 
 
 def draw(spec: dict) -> tuple[str, float, float]:
     """SVG of a Vega-Lite specification, with its width and height in CSS pixels."""
     version = "v" + ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    markup = vlc.vegalite_to_svg(spec, vl_version=version)
+    # The converter measures text with the fonts it knows; the page's font is not among them.
+    config = {**spec.get("config", {}), "font": PRINT_FONT}
+    markup = vlc.vegalite_to_svg({**spec, "config": config}, vl_version=version)
     size = _SIZE.search(markup)
     return markup, float(size[1]), float(size[2])
 
@@ -176,7 +196,7 @@ def _with_title(
     markup: str, width: float, height: float, title: str, subtitle: str, description: str
 ) -> str:
     """Put a wrapped title above the picture. Vega would cut or widen it instead."""
-    width = max(width, 320)
+    width = max(width, 320.0)
     rows = [(line, 15, 600, "ink") for line in _wrap(title, width, 8.2)]
     rows += [(line, 12.5, 400, "muted") for line in _wrap(subtitle, width, 6.6)]
     texts, y = [], 2.0
@@ -192,7 +212,7 @@ def _with_title(
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'width="{width:g}" height="{height + top:g}" viewBox="0 0 {width:g} {height + top:g}" '
         f'role="img"><title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>'
-        f'<g font-family="{html.escape(FONT)}">{"".join(texts)}</g>'
+        f'<g font-family="{html.escape(PRINT_FONT)}">{"".join(texts)}</g>'
         f'<g transform="translate(0,{top})">{inner}</g></svg>'
     )
 
@@ -238,5 +258,3 @@ def loader(script: bool = True) -> str:
         markup + f'<script data-itr="loader">window.itrVega={json.dumps(addresses)};\n'
         f"{code}</script>"
     )
-
-

@@ -1,0 +1,276 @@
+"""Linear self-attention, and the weights that make it gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lib.core.params import Params
+from lib.in_context.icl_gradient_descent.tasks import positive
+
+
+def lsa_update(
+    tokens: Float[Tensor, "*b m e"],
+    keys: Float[Tensor, "*b n e"],
+    a: Float[Tensor, "*s h e e"],
+    c: Float[Tensor, "*s h e e"],
+    *,
+    softmax: bool = False,
+    key_dim: int | None = None,
+    mask: Bool[Tensor, "m n"] | None = None,
+) -> Float[Tensor, "*b m e"]:
+    """What one attention layer adds to each token: ``sum_h A_h sum_i s(k_i, q_j) e_i``.
+
+    ``A = P W_V`` and ``C = W_K^T W_Q`` are all that matters of a head's four matrices. The score
+    of key ``i`` for token ``j`` is ``e_i^T C e_j``, as it is (linear attention), or through a
+    softmax over the keys of scores divided by ``sqrt(key_dim)``.
+
+    Leading axes ``s`` of the weights (seeds) are leading axes of the tokens, too.
+    """
+    queries = torch.einsum("...hef,...jf->...hje", c[..., None, :, :, :], tokens)
+    scores = queries @ keys[..., None, :, :].mT
+    if softmax:
+        scores = scores / (key_dim or tokens.shape[-1]) ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.softmax(-1)
+    elif mask is not None:
+        scores = scores * mask
+    return torch.einsum(
+        "...hef,...hjf->...je", a[..., None, :, :, :], scores @ keys[..., None, :, :]
+    )
+
+
+class LinearSelfAttention(nn.Module):
+    """``layers`` self-attention layers, each ``e_j <- e_j + sum_h P_h V_h K_h^T q_hj``.
+
+    Keys and values come from the context; the query token, the last, is nobody's key. The
+    prediction is *minus* the last entry of the updated query token.
+
+    Args:
+        dim: entries of a token, ``d + 1``.
+        heads: heads in each layer.
+        layers: how often attention is applied.
+        looped: one set of weights for all layers (the paper's recurrent transformer), or one each.
+        softmax: softmax attention, in all layers or layer by layer.
+        norm: builds a norm from ``dim`` that the attention reads through, e.g. ``nn.LayerNorm``.
+        dampening: factor on every update.
+        y_only: update the last entry of each token alone, as GD without the ++ does.
+        clip: bound on the tokens' entries after each layer (the paper: 10 for deep models).
+        key_dim: rows of ``W_K, W_Q, W_V``; ``dim`` by default.
+        members: leading axis of all weights, for networks that are trained side by side; tokens
+            then have it as well.
+        std: standard deviation of the initial weights (the paper's code: 0.0135 for one layer).
+        gen: draws the initial weights.
+
+    Raises:
+        ValueError: a size that is not positive, or ``softmax`` not one value for each layer.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 1,
+        *,
+        layers: int = 1,
+        looped: bool = True,
+        softmax: bool | Sequence[bool] = False,
+        norm: Callable[[int], nn.Module] | None = None,
+        dampening: float = 1.0,
+        y_only: bool = False,
+        clip: float | None = None,
+        key_dim: int | None = None,
+        members: int | None = None,
+        std: float = 0.05,
+        gen: torch.Generator | None = None,
+    ):
+        super().__init__()
+        key_dim = key_dim or dim
+        positive(dim=dim, heads=heads, layers=layers, key_dim=key_dim, members=members or 1)
+        self.softmax = [softmax] * layers if isinstance(softmax, bool) else list(softmax)
+        if len(self.softmax) != layers:
+            raise ValueError(f"softmax has {len(self.softmax)} values for layers={layers}")
+        self.layers, self.looped, self.members = layers, looped, members
+        self.dampening, self.y_only, self.clip, self.key_dim = dampening, y_only, clip, key_dim
+        lead = (() if members is None else (members,)) + (1 if looped else layers, heads)
+        for name in ("W_K", "W_Q", "W_V", "P"):
+            shape = (dim, key_dim) if name == "P" else (key_dim, dim)
+            weight = std * torch.randn(*lead, *shape, generator=gen)
+            self.register_parameter(name, nn.Parameter(weight))
+        count = 1 if looped else layers
+        self.norms = None if norm is None else nn.ModuleList(norm(dim) for _ in range(count))
+
+    def merged(self) -> tuple[Float[Tensor, "*s l h e e"], Float[Tensor, "*s l h e e"]]:
+        """``A = P W_V`` and ``C = W_K^T W_Q`` of every layer and head."""
+        return self.P @ self.W_V, self.W_K.mT @ self.W_Q
+
+    def states(self, tokens: Float[Tensor, "*b m e"]) -> list[Float[Tensor, "*b m e"]]:
+        """The tokens before the first layer and after each."""
+        a, c = self.merged()
+        states = [tokens]
+        for layer in range(self.layers):
+            k = 0 if self.looped else layer
+            e = states[-1]
+            read = e if self.norms is None else self.norms[k](e)
+            update = lsa_update(
+                read,
+                read[..., :-1, :],
+                a[..., k, :, :, :],
+                c[..., k, :, :, :],
+                softmax=self.softmax[layer],
+                key_dim=self.key_dim,
+            )
+            if self.y_only:
+                update = torch.cat([torch.zeros_like(update[..., :-1]), update[..., -1:]], -1)
+            e = e + self.dampening * update
+            states.append(e if self.clip is None else e.clamp(-self.clip, self.clip))
+        return states
+
+    def forward(self, tokens: Float[Tensor, "*b m e"]) -> Float[Tensor, "*b"]:
+        """The prediction for the query, minus the last entry of its token."""
+        return -self.states(tokens)[-1][..., -1, -1]
+
+
+def moment_predict(
+    a: Float[Tensor, "*s l h e e"],
+    c: Float[Tensor, "*s l h e e"],
+    tokens: Float[Tensor, "*s b m e"],
+    layers: int | None = None,
+) -> Float[Tensor, "*s b"]:
+    """The prediction of linear attention from the context's second moments, without its tokens.
+
+    A linear layer multiplies every token by one matrix, ``M_k = I + sum_h A_kh G_k C_kh``, where
+    ``G_k = sum_i e_i e_i^T`` is all it knows about the context; afterwards
+    ``G_(k+1) = M_k G_k M_k^T``. So the query's path is a chain of products of vectors with ``G_0``:
+    (3^layers - 1) / 2 of them for one head, which beats moving all tokens up to three layers.
+
+    Args:
+        layers: how often the weights are applied, where they hold one looped layer.
+
+    Raises:
+        ValueError: ``layers`` differs from the number of stacked layers that the weights hold.
+    """
+    stored = a.shape[-4]
+    layers = layers or stored
+    if stored not in (1, layers):
+        raise ValueError(
+            f"layers={layers}, but the weights hold {stored}: allowed is 1 or {layers}"
+        )
+    context = tokens[..., :-1, :]
+    g = context.mT @ context
+    heads = [
+        [(a[..., k, h, :, :], c[..., k, h, :, :]) for h in range(a.shape[-3])]
+        for k in range(stored)
+    ]
+
+    def moments(k: int, v: Tensor) -> Tensor:
+        """``G_k v``."""
+        if k == 0:
+            return (g @ v[..., None])[..., 0]
+        return forth(k - 1, moments(k - 1, back(k - 1, v)))
+
+    def forth(k: int, v: Tensor) -> Tensor:
+        """``M_k v``: vectors are rows here, so a matrix acts from the right, transposed."""
+        return v + sum(moments(k, v @ c_h.mT) @ a_h.mT for a_h, c_h in heads[k % stored])
+
+    def back(k: int, v: Tensor) -> Tensor:
+        """``M_k^T v``."""
+        return v + sum(moments(k, v @ a_h) @ c_h for a_h, c_h in heads[k % stored])
+
+    query = tokens[..., -1, :]
+    for k in range(layers):
+        query = forth(k, query)
+    return -query[..., -1]
+
+
+def gd_construction(
+    d: int, eta: float | Sequence[float], n: int, w0: Float[Tensor, "d"] | None = None
+) -> Params:
+    """Weights of a one-head LSA layer that is one step of gradient descent (Proposition 1).
+
+    ``W_K = W_Q`` read ``x``, ``W_V`` computes the residual ``W_0 x - y``, and ``P = eta / n``. The
+    layer maps ``(x_j, y_j)`` to ``(x_j, y_j - dW x_j)`` with the GD step
+    ``dW = -eta / n sum_i (W_0 x_i - y_i) x_i^T`` on ``1/(2n) sum_i |W x_i - y_i|^2``. The next
+    layer then starts from zero on the residuals, so ``w0`` enters the first layer alone, and
+    the query starts as ``(x_t, -W_0 x_t)``.
+
+    Args:
+        eta: rate, or one rate for each layer of a stack.
+        n: examples in the context.
+
+    Returns:
+        A state dict for ``LinearSelfAttention(d + 1, layers=..., looped=...)``.
+    """
+    etas = [float(eta)] if isinstance(eta, (int, float)) else [float(r) for r in eta]
+    positive(d=d, n=n, layers=len(etas))
+    read_x = torch.eye(d + 1)
+    read_x[d, d] = 0.0
+    values = torch.zeros(len(etas), 1, d + 1, d + 1)
+    values[..., d, d] = -1.0
+    if w0 is not None:
+        values[0, 0, d, :d] = w0
+    project = torch.tensor(etas)[:, None, None, None] / n * torch.eye(d + 1)
+    reads = read_x.expand(len(etas), 1, d + 1, d + 1)
+    return {"W_K": reads.clone(), "W_Q": reads.clone(), "W_V": values, "P": project}
+
+
+def gdpp_construction(
+    d: int, eta: float | Sequence[float], gamma: float | Sequence[float], n: int
+) -> Params:
+    """Weights of GD++: a GD step, and ``x_j <- (I - gamma / n sum_i x_i x_i^T) x_j`` beside it.
+
+    Both parts use the old ``x``. One value each makes a layer to loop, sequences a stack; the last
+    layer's ``gamma`` has no effect on the prediction.
+
+    Raises:
+        ValueError: as many rates as corrections are needed.
+    """
+    etas = [float(eta)] if isinstance(eta, (int, float)) else [float(r) for r in eta]
+    gammas = [float(gamma)] if isinstance(gamma, (int, float)) else [float(g) for g in gamma]
+    if len(etas) != len(gammas):
+        raise ValueError(f"eta has {len(etas)} values and gamma {len(gammas)}: allowed is as many")
+    params = gd_construction(d, etas, n)
+    params["P"] = torch.eye(d + 1).expand_as(params["P"]) / n
+    diagonals = torch.tensor([[-g] * d + [-r] for r, g in zip(etas, gammas, strict=True)])
+    params["W_V"] = torch.diag_embed(diagonals)[:, None]
+    return params
+
+
+def constructed(
+    d: int, params: Params, layers: int | None = None, **options
+) -> LinearSelfAttention:
+    """An ``LinearSelfAttention`` with constructed weights: a stack, or one layer looped."""
+    stored = params["P"].shape[0]
+    model = LinearSelfAttention(
+        d + 1, layers=layers or stored, looped=stored == 1, **options
+    ).requires_grad_(False)
+    own = model.state_dict()
+    model.load_state_dict({**own, **params})
+    return model.to(params["P"].dtype)
+
+
+def softmax_pair(
+    a: Float[Tensor, "e e"], c: Float[Tensor, "e e"], epsilon: float, n: int
+) -> Params:
+    """Two softmax heads whose difference is a linear head, up to centering and ``epsilon^2``.
+
+    For small scores ``softmax(eps s)_i = (1 + eps (s_i - mean s)) / n + O(eps^2)``. A head with
+    ``+eps`` minus a head with ``-eps`` loses the constant (and all even orders); what is left is
+    ``2 eps / n sum_i (s_i - mean s) v_i``: the linear head on a centered context.
+
+    Returns:
+        A state dict for ``LinearSelfAttention(e, heads=2, softmax=True)``.
+    """
+    e = len(a)
+    scale = n / (2 * epsilon)
+    eye = torch.eye(e, dtype=a.dtype)
+    queries = epsilon * e**0.5 * c  # undoes the softmax's 1 / sqrt(key_dim)
+    return {
+        "W_K": eye.expand(1, 2, e, e).clone(),
+        "W_Q": torch.stack([queries, -queries])[None],
+        "W_V": eye.expand(1, 2, e, e).clone(),
+        "P": torch.stack([scale * a, -scale * a])[None],
+    }

@@ -1,0 +1,180 @@
+"""Gradient descent, GD++ and ridge regression on a context, and how well they can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lib.in_context.icl_gradient_descent.tasks import positive
+
+
+def gd_predict(
+    x: Float[Tensor, "*b n d"],
+    y: Float[Tensor, "*b n o"],
+    xq: Float[Tensor, "*b d"],
+    eta: float | Sequence[float],
+    steps: int = 1,
+    gamma: float | Sequence[float] = 0.0,
+) -> Float[Tensor, "*b o"]:
+    """Predict at ``xq`` after ``steps`` of gradient descent from ``W = 0`` on the context.
+
+    ``gamma > 0`` is GD++: after each step, inputs and query are multiplied by
+    ``I - gamma / n sum_i x_i x_i^T``. Rates are one number, or one for each step.
+    """
+    etas, gammas = _per_step("eta", eta, steps), _per_step("gamma", gamma, steps)
+    n, prediction = x.shape[-2], 0.0
+    for rate, correction in zip(etas, gammas, strict=True):
+        step = rate / n * (y.mT @ x)  # dW: residuals times inputs
+        prediction = prediction + (step @ xq[..., None])[..., 0]
+        y = y - x @ step.mT
+        if correction:
+            h = x.mT @ x / n
+            x, xq = x - correction * x @ h, xq - correction * (h @ xq[..., None])[..., 0]
+    return prediction
+
+
+def ridge_predict(
+    x: Float[Tensor, "*b n d"],
+    y: Float[Tensor, "*b n o"],
+    xq: Float[Tensor, "*b d"],
+    lam: float = 0.0,
+) -> Float[Tensor, "*b o"]:
+    """Ridge regression on the context, ``min sum_i |W x_i - y_i|^2 + lam |W|^2``.
+
+    ``lam = 0`` is ordinary least squares, of smallest norm where the context does not decide.
+
+    Raises:
+        ValueError: ``lam`` is negative.
+    """
+    if lam < 0:
+        raise ValueError(f"lam={lam}: allowed is 0 or more")
+    if lam == 0:
+        w = torch.linalg.pinv(x) @ y
+    else:
+        w = torch.linalg.solve(x.mT @ x + lam * torch.eye(x.shape[-1]).to(x), x.mT @ y)
+    return (xq[..., None, :] @ w)[..., 0, :]
+
+
+def residual_factor(
+    lam: Float[Tensor, "*b"],
+    eta: float | Sequence[float],
+    gamma: float | Sequence[float],
+    steps: int,
+) -> Float[Tensor, "*b"]:
+    """What is left of an error along an eigenvector of ``H = 1/n sum_i x_i x_i^T``.
+
+    ``r(lam) = prod_k (1 - eta_k lam_k)`` with ``lam_(k+1) = lam_k (1 - gamma_k lam_k)^2``: GD++ is
+    GD on data whose spectrum it reshapes between the steps. ``gamma = 0`` is GD.
+    """
+    left = torch.ones_like(lam)
+    etas, gammas = _per_step("eta", eta, steps), _per_step("gamma", gamma, steps)
+    for rate, correction in zip(etas, gammas, strict=True):
+        left = left * (1 - rate * lam)
+        lam = lam * (1 - correction * lam) ** 2
+    return left
+
+
+def sample_spectrum(
+    batch: int, n: int, d: int, *, input_range: float = 1.0, gen: torch.Generator
+) -> Float[Tensor, "{batch} {d}"]:
+    """Eigenvalues of ``1/n sum_i x_i x_i^T`` for ``batch`` contexts, in ascending order."""
+    positive(batch=batch, n=n, d=d, input_range=input_range)
+    x = input_range * (2 * torch.rand(batch, n, d, generator=gen, device=gen.device) - 1)
+    return torch.linalg.eigvalsh(x.mT @ x / n)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Best rates found, one for each step, and the mean squared error they reach."""
+
+    eta: tuple[float, ...]
+    gamma: tuple[float, ...]
+    mse: float
+
+
+def tune_gd(
+    steps: int,
+    spectrum: Float[Tensor, "b d"],
+    *,
+    gdpp: bool = False,
+    shared: bool = True,
+    input_range: float = 1.0,
+) -> Tuned:
+    """Rates of GD or GD++ that are best on average over tasks with these spectra.
+
+    For ``W ~ N(0, I)`` and a query of covariance ``input_range^2 / 3``, the mean squared error is
+    ``input_range^2 / 3`` times the mean of ``sum_i r(lam_i)^2``. No task has to be solved: the
+    error over all teachers and queries is known exactly, only the contexts are a sample.
+
+    Args:
+        gdpp: tune ``gamma`` as well, instead of leaving it at zero.
+        shared: one rate for all steps (a looped layer), or one each (a stack).
+
+    Raises:
+        ValueError: ``steps`` is not positive.
+    """
+    positive(steps=steps, input_range=input_range)
+    lam = spectrum.double()
+    free = 1 if shared else steps
+
+    def risk(theta: Tensor) -> Tensor:
+        eta, gamma = theta[:free], theta[free:] if gdpp else torch.zeros_like(theta)
+        left = residual_factor(
+            lam, eta.expand(steps) if shared else eta, _stretch(gamma, steps), steps
+        )
+        return input_range**2 / 3 * left.square().sum(-1).mean()
+
+    best = None
+    scale = float(lam.square().sum() / lam.pow(3).sum())  # about 1 / (largest eigenvalue)
+    for start in (0.6, 1.0, 2.0):  # equal rates are a saddle of the per-step problem: fan them out
+        fan = torch.linspace(0.6, 1.8, free) if free > 1 else torch.ones(1)
+        theta = torch.cat([start * fan, torch.full((free,), 0.15)]).double()[
+            : 2 * free if gdpp else free
+        ]
+        theta = (scale * theta).requires_grad_()
+        optimizer = torch.optim.LBFGS([theta], max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure(theta=theta, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = risk(theta)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        with torch.no_grad():
+            found = float(risk(theta))
+        if best is None or found < best[0]:
+            best = found, theta.detach()
+    mse, theta = best
+    eta, gamma = theta[:free], theta[free:] if gdpp else torch.zeros(free)
+    return Tuned(tuple(_stretch(eta, steps).tolist()), tuple(_stretch(gamma, steps).tolist()), mse)
+
+
+def one_step_mse(eta: float, n: int, d: int, input_range: float = 1.0) -> float:
+    """Mean squared error of one GD step, exactly: a parabola in ``eta``.
+
+    ``d a^2/3 (1 - 2/3 eta a^2 + c eta^2 a^4)`` with ``a = input_range`` and
+    ``c = 1/9 + (1/5 + (d - 1)/9 - 1/9) / n``; from the second and fourth moments of the uniform
+    distribution, 1/3 and 1/5.
+    """
+    a2 = input_range**2
+    c = 1 / 9 + (1 / 5 + (d - 1) / 9 - 1 / 9) / n
+    return d * a2 / 3 * (1 - 2 / 3 * eta * a2 + c * (eta * a2) ** 2)
+
+
+def _per_step(name: str, value: float | Sequence[float] | Tensor, steps: int) -> list:
+    if isinstance(value, (int, float)):
+        return [value] * steps
+    if len(value) != steps:
+        raise ValueError(
+            f"{name} has {len(value)} values for steps={steps}: allowed is 1 or {steps}"
+        )
+    return list(value)
+
+
+def _stretch(values: Tensor, steps: int) -> Tensor:
+    return values.expand(steps) if len(values) == 1 else values[:steps]

@@ -1,0 +1,54 @@
+import math
+
+import pytest
+import torch
+
+from lib.core.quadrature import gaussian_mean, gaussian_mean2
+from tests.helpers import assert_close, raises
+
+
+def test_moments_are_exact():
+    var = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
+    for power, moment in ((0, 1.0), (2, 1.0), (4, 3.0), (6, 15.0)):
+        got = gaussian_mean(lambda u, k=power: u**k, var, nodes=8)
+        assert_close(got, moment * var ** (power / 2), 1e-12, f"moment {power}")
+
+
+def test_cosine_has_the_characteristic_function():
+    var = torch.linspace(0, 4, 9, dtype=torch.float64)
+    assert_close(gaussian_mean(torch.cos, var), torch.exp(-var / 2), 1e-13)
+
+
+def test_a_pair_of_sines():
+    a, b, c = 1.3, 0.7, -0.4
+    cov = torch.tensor([[a, c], [c, b]], dtype=torch.float64)
+    expected = torch.tensor(math.exp(-(a + b) / 2) * math.sinh(c), dtype=torch.float64)
+    assert_close(gaussian_mean2(torch.sin, torch.sin, cov), expected, 1e-12)
+
+
+def test_a_pair_of_different_functions_and_a_batch():
+    cov = torch.tensor([[[1.0, 0.5], [0.5, 2.0]], [[2.0, 0.0], [0.0, 1.0]]])
+    # E[u^2 v^2] = ab + 2c^2
+    got = gaussian_mean2(torch.square, torch.square, cov, nodes=6)
+    assert_close(got, torch.tensor([2.5, 2.0], dtype=torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize("c", [0.0, 1.0, -1.0, 1 + 1e-9])
+def test_degenerate_pairs(c):
+    cov = torch.tensor([[1.0, c], [c, 1.0]], dtype=torch.float64)
+    assert_close(
+        gaussian_mean2(lambda u: u, lambda u: u, cov), torch.tensor(c, dtype=torch.float64), 1e-8
+    )
+    zero = torch.zeros(2, 2)
+    assert gaussian_mean2(torch.cos, torch.cos, zero).item() == pytest.approx(1.0)
+
+
+def test_errors():
+    with raises(ValueError, match="variance cannot be negative"):
+        gaussian_mean(torch.sin, torch.tensor(-1.0))
+    with raises(ValueError, match="nodes=0"):
+        gaussian_mean(torch.sin, torch.tensor(1.0), nodes=0)
+    with raises(ValueError, match="no covariance"):
+        gaussian_mean2(torch.sin, torch.sin, torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+    with raises(ValueError, match="negative"):
+        gaussian_mean2(torch.sin, torch.sin, torch.tensor([[-1.0, 0.0], [0.0, 1.0]]))

@@ -109,7 +109,7 @@ def dispatch(verb: str, rest: list[str]) -> int:
         help="the checkout to work on (default: this one, or $BOOK_ROOT)",
     )
     module.add_arguments(parser)
-    args = parser.parse_args(rest)
+    args = parser.parse_intermixed_args(rest)
     args.root = Path(args.root).resolve()
     if not args.root.is_dir():
         raise BookError(f"--root {args.root}: no such folder")

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from book import report
 from book.generated import Report, fill
 from book.reference import write_reference
 from book.source import ROOT, Source, SourceError
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    return build(ROOT, fresh=args.fresh)
+    return build(args.root, fresh=args.fresh)
 
 
 def build(root: Path, fresh: bool = False) -> int:
@@ -64,7 +65,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-# ---------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 def stage_all(source: Source, target: Path) -> tuple[Stage, list[str]]:
@@ -76,15 +77,16 @@ def stage_all(source: Source, target: Path) -> tuple[Stage, list[str]]:
         with one line per chapter that has not run, failed, or cannot be printed.
     """
     stage = Stage(target / "stage")
-    report = read_report(target / "report.json")
+    runs = report.read(target / "report.json")
     problems = []
     pictures: dict[str, str] = {}
     for chapter in source.chapters:
-        run = report.get(chapter.name, {})
+        run = runs.get(chapter.name, {})
         executed = target / "executed" / chapter.part / f"{chapter.slug}.ipynb"
         if run.get("status") in ("failed", "timeout"):
-            error = " ".join(str(run.get("error") or "").split())
-            problems.append(f"{chapter.name}: the last run {run['status']}: {error[:200]}")
+            error = run.get("error") or {}
+            what = " ".join(f"{error.get('name', '')}: {error.get('message', '')}".split())[:200]
+            problems.append(f"{chapter.name}: {run['status']} in cell {error.get('cell')}: {what}")
         elif not executed.is_file():
             problems.append(f"{chapter.name} has not run; python -m book run {chapter.name}")
         else:
@@ -103,15 +105,13 @@ def stage_all(source: Source, target: Path) -> tuple[Stage, list[str]]:
     stage.write("_config.yml", (source.root / "_config.yml").read_text("utf-8"))
     bibliography = source.root / "book" / "references.bib"
     stage.write("references.bib", bibliography.read_text("utf-8"))
-    reference = write_pages(source, report, stage, pictures)
+    reference = write_pages(source, runs, stage, pictures)
     stage.write("_toc.yml", contents_file(source, reference))
     stage.finish()
     return stage, [*dict.fromkeys([*source.toc_files, *reference]), "search", "genindex"]
 
 
-def write_pages(
-    source: Source, report: Report, stage: Stage, pictures: dict[str, str]
-) -> list[str]:
+def write_pages(source: Source, runs: Report, stage: Stage, pictures: dict[str, str]) -> list[str]:
     """Front matter, part openings and reference; returns the names of the reference's pages."""
     reference: list[str] = []
     for name in source.toc_files:
@@ -122,7 +122,7 @@ def write_pages(
         if not path.is_file():
             raise SourceError(f"_toc.yml names {name}, but there is no {folder}{name}.md")
         try:
-            text = fill(path.read_text("utf-8"), source, report, pictures)
+            text = fill(path.read_text("utf-8"), source, runs, pictures)
         except SourceError as error:
             raise SourceError(f"{path.relative_to(source.root)}: {error}") from None
         if name == REFERENCE:
@@ -147,19 +147,7 @@ def contents_file(source: Source, reference: list[str]) -> str:
     return yaml.safe_dump(extend(source.toc), sort_keys=False)
 
 
-def read_report(path: Path) -> Report:
-    """The rows of the run's report by `part/slug`; empty when nothing has run."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        rows = content["chapters"] if isinstance(content, dict) else content
-        return {f"{row['part']}/{row['slug']}": row for row in rows}
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise SourceError(f"{path} is not a run's report; python -m book run") from None
-
-
-# ---------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 TROUBLE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^\S*(Error|Exception)\b|[Ee]rror:")
 COLOR = re.compile(r"\x1b\[[\d;]*m")
@@ -167,7 +155,7 @@ STEP = re.compile(r"(?P<what>[\w ]+)\.\.\. ?\[ *(?P<percent>\d+)%\]")
 
 
 def jupyter_book(target: Path) -> int:
-    """Run `jupyter-book build`; warnings are errors and are printed, the rest goes to `site.log`."""
+    """Run `jupyter-book build`; warnings are errors and are printed, all goes to `site.log`."""
     run = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", run, "build", str(target / "stage")]
     command += ["--path-output", str(target.parent), "-n", "-W", "--keep-going"]

@@ -234,7 +234,17 @@ def canonical(name: str) -> str:
 
 @functools.cache
 def _owners() -> Mapping[str, list[str]]:
-    return importlib.metadata.packages_distributions()
+    owners: dict[str, list[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        try:
+            name = distribution.metadata["Name"]
+            tops = (distribution.read_text("top_level.txt") or "").split()
+            tops = tops or {path.parts[0].split(".")[0] for path in distribution.files or ()}
+        except Exception:
+            continue  # what a broken removal left behind
+        for top in tops:
+            owners.setdefault(top, []).append(name)
+    return owners
 
 
 @functools.cache

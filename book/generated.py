@@ -1,7 +1,7 @@
 """Parts of pages that are computed: the lists of chapters, the scoreboard, the run times.
 
-A page of prose holds a line `<!-- generated: NAME -->`; `fill` replaces it by what the function of that
-name returns. Every measured number comes from the run's report.
+A page of prose holds a line `<!-- generated: NAME -->`; `fill` replaces it by what the function of
+that name returns. Every measured number comes from the run's report.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def fill(text: str, source: Source, report: Report, thumbnails: dict[str, str]) 
             "repository": lambda: f"[{source.github_name}]({source.address})",
         }
         if match["name"] not in makers:
-            raise SourceError(f"a page asks for generated {match['name']!r}; known: {', '.join(makers)}")
+            raise SourceError(
+                f"a page asks for generated {match['name']!r}; known: {', '.join(makers)}"
+            )
         return makers[match["name"]]()
 
     return MARK.sub(one, text)
@@ -188,7 +190,8 @@ CLAIM_COLUMNS = ["The paper says", "Predicted", "Measured", "Holds"]
 def _claim(claim: dict[str, Any]) -> list[str]:
     note = f"<br>[{escape(claim['note'])}]{{.itr-note}}" if claim.get("note") else ""
     return [
-        escape(claim["text"]) + ("<br>[an exact identity]{.itr-note}" if claim.get("exact") else ""),
+        escape(claim["text"])
+        + ("<br>[an exact identity]{.itr-note}" if claim.get("exact") else ""),
         escape(claim.get("paper") or ""),
         escape(claim.get("measured") or "") + note,
         VERDICTS[claim["holds"]],

@@ -65,7 +65,7 @@ def modules(source: Source) -> list[Module]:
 
 
 def write_reference(source: Source, stage: Stage, prose: str) -> list[str]:
-    """Write `reference/index.md` and a page for each module; return their names for the contents."""
+    """Write `reference/index.md` and a page for each module; return their names."""
     names = []
     blocks = [prose.rstrip(), ""]
     heading = None
@@ -185,8 +185,8 @@ EXACT = re.compile(r"\S {2,}\S|^ {2,}\S", re.M)
 def prose_blocks(text: str) -> str:
     """Plain docstring text as Markdown.
 
-    A block whose lines are indented or aligned by spaces is a table or a formula typed by hand: it is
-    shown exactly. Everything else is prose in which only `code` has a meaning.
+    A block whose lines are indented or aligned by spaces is a table or a formula typed by hand: it
+    is shown exactly. Everything else is prose in which only `code` has a meaning.
     """
     blocks = []
     for block in re.split(r"\n\s*\n", text):
@@ -210,7 +210,7 @@ def prose_blocks(text: str) -> str:
 
 
 def _definitions(block: str, google: bool) -> str:
-    """A section's entries, `name: text` (Google) or a name over indented text (NumPy), as a list."""
+    """A section's entries as a list: `name: text` (Google) or a name over its text (NumPy)."""
     items: list[list[str]] = []
     for line in block.splitlines():
         if line.startswith((" ", "\t")) and items:
@@ -236,8 +236,7 @@ def _list(block: str) -> str:
         else:
             items[-1] += " " + line.strip()
     return "\n".join(
-        (match[0] if (match := ITEM.match(item)) else "")
-        + prose_of(ITEM.sub("", item, count=1))
+        (match[0] if (match := ITEM.match(item)) else "") + prose_of(ITEM.sub("", item, count=1))
         for item in items
     )
 

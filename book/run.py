@@ -143,7 +143,8 @@ def parameters_of(args: argparse.Namespace) -> dict[str, Any]:
 def select(source: Source, names: Iterable[str]) -> list[Chapter]:
     """The chapters that the names mean, in the book's order; no name means all in `_toc.yml`."""
     names = list(names)
-    listed = source.chapters
+    has_contents = (source.root / "_toc.yml").exists()
+    listed = source.chapters if has_contents or not names else []
     if not names:
         have = {chapter.docname for chapter in listed}
         for file in source.toc_files:
@@ -408,8 +409,10 @@ class Cluster:
             return
         from distributed import Client, LocalCluster
 
-        for name in ("distributed", "distributed.scheduler", "distributed.worker", "tornado"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        # What goes wrong with the cluster is said here in a line; dask's own log would add pages.
+        for name in ["distributed", *logging.root.manager.loggerDict]:
+            if name.split(".")[0] in ("distributed", "tornado"):
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         if self.address:
             try:
                 self.client = Client(self.address, timeout=PATIENCE, set_as_default=False)
@@ -542,7 +545,8 @@ def chapter_task(job):
     def released():
         # The scheduler forgets a task when its client cancels it or goes away.
         task = here.state.tasks.get(key)
-        return task is None or task.state == "cancelled"
+        ending = here.status.name in ("closing", "closed", "failed")
+        return ending or task is None or task.state == "cancelled"
 
     notify({"event": "start"})
     return module.supervise(job, notify, released)

@@ -1,7 +1,7 @@
 """What the repository says about itself: its address, its parts and papers, its chapters.
 
-Reads `_config.yml`, `_toc.yml`, `book/papers.csv` and the notebooks; imports nothing of `lib` and runs
-nothing, so that every verb of the press may use it.
+Reads `_config.yml`, `_toc.yml`, `book/papers.csv` and the notebooks; imports nothing of `lib` and
+runs nothing, so that every verb of the press may use it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from book.errors import BookError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,8 +37,8 @@ PARTS = {
 """The thirteen parts in reading order, with the name a reader sees."""
 
 
-class SourceError(Exception):
-    """Something in the repository is missing or malformed; the message says what and how to mend it."""
+class SourceError(BookError):
+    """Something in the repository is missing or malformed; the message says what."""
 
 
 @dataclass(frozen=True)

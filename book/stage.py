@@ -1,9 +1,9 @@
 """Turn what the run left behind into the pages that Sphinx reads.
 
-An executed notebook is not a page: it carries set-up, solutions of exercises, widget state and charts
-that would ask another host for a script. `chapter_page` makes the page from the chapter as it is
-written and the outputs of its last run; `Stage` writes files only when they changed, so that Sphinx
-rebuilds only what a reader would see differently.
+An executed notebook is not a page: it carries set-up, solutions of exercises, widget state and
+charts that would ask another host for a script. `chapter_page` makes the page from the chapter as
+it is written and the outputs of its last run; `Stage` writes files only when they changed, so that
+Sphinx rebuilds only what a reader would see differently.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ SOLUTION = re.compile(
     r"^(?P<indent>[ \t]*)#+ *BEGIN SOLUTION.*?^[ \t]*#+ *END SOLUTION[^\n]*(?:\n|\Z)", re.M | re.S
 )
 ELEMENT = re.compile(r"<(script|style)\b(?P<attributes>[^>]*)>.*?</\1\s*>", re.S | re.I)
-LIBRARY_LINK = re.compile(r"""(?P<quote>["'])(?:\.\./)*(?P<path>lib/[\w/]+\.py(?:#[\w-]+)?)(?P=quote)""")
+LIBRARY_LINK = re.compile(
+    r"""(?P<quote>["'])(?:\.\./)*(?P<path>lib/[\w/]+\.py(?:#[\w-]+)?)(?P=quote)"""
+)
 MARKDOWN_LINK = re.compile(r"(?<!!)\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)")
 
 
@@ -62,7 +64,7 @@ class Stage:
                 self.changed.append(str(path.relative_to(self.folder)))
 
 
-# ---------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # A chapter
 
 
@@ -120,7 +122,7 @@ def _opening(source: Source, chapter: Chapter, text: str, run: dict[str, Any]) -
 
 
 def card(source: Source, chapter: Chapter, run: dict[str, Any]) -> str:
-    """What a reader wants to know before starting: paper, what is needed, how long, where to run it."""
+    """What a reader wants to know first: paper, what is needed, how long, where to run it."""
     book = chapter.book
     paper = book.get("paper", {})
     venue = " ".join(str(paper[key]) for key in ("venue", "year") if paper.get(key))
@@ -140,13 +142,15 @@ def card(source: Source, chapter: Chapter, run: dict[str, Any]) -> str:
         time.append(f"{duration(run['seconds'])} to run{scale} (measured)")
     if time:
         rows.append(("Time", " · ".join(time)))
+    package = (source.root / "lib" / chapter.part / chapter.slug).is_dir()
+    module = f"lib/{chapter.name}" + ("" if package else ".py")
     lines = [":::{div} itr-card"]
     for name, value in rows:
         lines += [f"[{name}]{{.itr-card-name}} {value}", ""]
     lines += [
         f"[Open in Colab]({source.colab(chapter)}){{.itr-button}} "
         f"[Source on GitHub]({source.link(chapter.docname + '.ipynb')}){{.itr-button}} "
-        f"[Module]({source.link(f'lib/{chapter.name}.py')}){{.itr-button}}",
+        f"[Module]({source.link(module)}){{.itr-button}}",
         ":::",
     ]
     return "\n".join(lines)
@@ -182,8 +186,10 @@ def _links(source: Source, chapter: Chapter, text: str) -> str:
             return match[0]
         path, _, anchor = target.partition("#")
         anchor = f"#{anchor}" if anchor else ""
-        from_root = path if path.startswith(("lib/", "chapters/", "tests/", "book/")) else (
-            posixpath.normpath(posixpath.join(folder, path))
+        from_root = (
+            path
+            if path.startswith(("lib/", "chapters/", "tests/", "book/"))
+            else (posixpath.normpath(posixpath.join(folder, path)))
         )
         if from_root.startswith("chapters/") and from_root.endswith(".ipynb"):
             docname = from_root.removesuffix(".ipynb")
@@ -247,7 +253,7 @@ def stub(code: str) -> str:
     return stubbed
 
 
-# ---------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Outputs
 
 
@@ -332,7 +338,9 @@ def _printable(
             _without_loaders(_joined(data["text/html"])),
         )
         picture = pictures.tag(data, alt, where)
-        return {"text/html": f"{page}\n<noscript>{NO_CHART}{picture}</noscript>" if picture else page}
+        return {
+            "text/html": f"{page}\n<noscript>{NO_CHART}{picture}</noscript>" if picture else page
+        }
     picture = pictures.tag(data, alt, where)
     if picture:
         return {"text/html": picture}
@@ -359,7 +367,7 @@ def _joined(text: str | list[str]) -> str:
     return text if isinstance(text, str) else "".join(text)
 
 
-# ---------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 # Everything else
 
 
@@ -367,7 +375,9 @@ def copy_static(source: Source, stage: Stage) -> None:
     """Style sheets, logo, and the script that draws the charts."""
     for path in sorted((source.root / "book" / "static").rglob("*")):
         if path.is_file():
-            stage.write(f"static/{path.relative_to(source.root / 'book' / 'static')}", path.read_bytes())
+            stage.write(
+                f"static/{path.relative_to(source.root / 'book' / 'static')}", path.read_bytes()
+            )
     from lib.core.plots import STATIC, stylesheet
 
     stage.write("static/charts.js", (STATIC / "charts.js").read_bytes())

@@ -110,6 +110,9 @@ def _supervise(job, notify, released, scratch: Path) -> dict[str, Any]:
             elif event["event"] == "flood":
                 limit = f"more than {job['output_mb']:g} MB of output"
                 verdict = ("failed", "OutputLimit", limit)
+            elif event["event"] == "used" and "pid" in event:
+                peak = max(peak, event["peak_mb"])
+                cpu[event["pid"]] = event["cpu"]
             elif event["event"] == "done":
                 verdict = ("done", event["name"], event["message"])
         if verdict is None and ended:
@@ -293,7 +296,10 @@ class Places:
         folders.pop("/", None)
         # The longest first: the environment may lie inside the repository.
         self.names = sorted(folders.items(), key=lambda item: -len(item[0]))
-        start = r"(?<![\w./-])"
+        # A path begins after no letter, except the m that ends a colour in a traceback.
+        colours = (r"\d", r"\d\d", r"\d;\d\d", r"\d\d;\d\d", r"\d\d;\d;\d\d", r"\d\d;\d;\d{3}")
+        after = "".join(rf"|(?<=\x1b\[{colour}m)" for colour in colours)
+        start = rf"(?:(?<![\w./-]){after})"
         self.patterns = [(re.compile(r"/[^\s\"'<>]*/ipykernel_\d+/\d+\.py"), "cell")]
         for folder, name in self.names:
             if not name:
@@ -437,11 +443,15 @@ def _ending(process) -> str:
 @functools.cache
 def installed() -> dict[str, str]:
     """Version of every distribution here, of Python, and whether there is a GPU."""
-    found = {
-        re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(): d.version
-        for d in importlib.metadata.distributions()
-        if d.metadata["Name"]
-    }
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        try:
+            name, version = distribution.metadata["Name"], distribution.version
+        except Exception:
+            continue  # what a broken removal left behind
+        if name:
+            # The first on the path is the one that an import finds.
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
     found["python"] = platform.python_version()
     found["platform"] = f"{sys.platform}-{platform.machine()}"
     found["gpu"] = "yes" if gpus() else "no"
@@ -498,6 +508,7 @@ def execute(scratch: Path) -> None:
     _skip_slow_import()
     import papermill
     from jupyter_client.manager import AsyncKernelManager
+    from nbclient.util import run_sync
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
     from papermill.log import logger
@@ -527,7 +538,12 @@ def execute(scratch: Path) -> None:
             await super().async_start_new_kernel(**options)
             state["process"] = getattr(self.km.provisioner, "process", None)
 
-        start_new_kernel = None  # set below: nbclient wraps the method, not the name
+        start_new_kernel = run_sync(async_start_new_kernel)
+
+        def papermill_execute_cells(self):
+            super().papermill_execute_cells()
+            # What the last cells used, which the supervisor may not have had time to see.
+            say(event="used", **_used(state["process"]))
 
         def process_message(self, message, cell, index):
             state["bytes"] += _size(message["content"])
@@ -535,10 +551,6 @@ def execute(scratch: Path) -> None:
                 say(event="flood")
                 signal.pause()  # the supervisor ends this process
             return super().process_message(message, cell, index)
-
-    from nbclient.util import run_sync
-
-    Client.start_new_kernel = run_sync(Client.async_start_new_kernel)
 
     class Engine(NBClientEngine):
         @classmethod
@@ -579,6 +591,18 @@ def execute(scratch: Path) -> None:
             process = state["process"]
             name, message = "KernelDied", f"the kernel died ({_ending(process)})"
     say(event="done", name=name, message=message[:4000])
+
+
+def _used(process: subprocess.Popen | None) -> dict[str, float]:
+    """The most memory and the processor time that the kernel itself has used so far."""
+    import psutil
+
+    try:
+        times = psutil.Process(process.pid).cpu_times()
+    except (psutil.Error, AttributeError):
+        return {}
+    megabytes = _high_water(process.pid) / 2**20
+    return {"pid": process.pid, "peak_mb": megabytes, "cpu": times.user + times.system}
 
 
 def _size(value: Any) -> int:

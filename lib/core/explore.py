@@ -74,14 +74,13 @@ class Explorable:
             "states": [_difference(first, other, ["page"]) for other in documents],
             "datasets": tables,
         }
-        _, _, height = self.pages[self.start].picture()
         controls = "".join(
             self._control(name, index)
             for name, index in zip(self.names, self._start_indices(), strict=True)
         )
         return (
             f'<div class="itr-explore"><div class="itr-controls" hidden>{controls}</div>'
-            + chart_html(payload, self.description, height)
+            + chart_html(payload, self.pages[self.start])
             + "</div>"
             + loader()
         )

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -34,12 +34,11 @@ from lib.core.data.images import KINDS, draw, scatter, texture
 from lib.core.fitting import inner_sgd
 from lib.core.hooks import patch, record
 from lib.core.metrics import ssim
+from lib.kernels.dispatch import Backend
 from lib.kernels.saliency_stats import Statistics, saliency_stats
 from lib.models.attribution.methods import Layer, Target, layer_gradients, pick, upsample
 from lib.models.attribution.scores import rank_agreement
 
-Phase = Literal["bias", "scaling", "conv1x1", "conv3x3", "conv3x3_depthwise", "real"]
-How = Literal["sum", "filter_norm", "norm", "max", "abs_max"]
 Saliency = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 PHASES = ("bias", "scaling", "conv1x1", "conv3x3", "conv3x3_depthwise")
@@ -59,7 +58,7 @@ NAMED = {
 def extract(
     f: Float[Tensor, "b c h w"],
     g: Float[Tensor, "b o i j"],
-    phase: Phase,
+    phase: str,
     conv: nn.Conv2d | None = None,
 ) -> Float[Tensor, "b k i j"]:
     """Phase 1 by its definition: each site's summand of the weight gradient, written out.
@@ -92,7 +91,7 @@ def extract(
     return outer.reshape(len(f), -1, *g.shape[2:])
 
 
-def aggregate(t: Float[Tensor, "b k i j"], how: How) -> Float[Tensor, "b 1 i j"]:
+def aggregate(t: Float[Tensor, "b k i j"], how: str) -> Float[Tensor, "b 1 i j"]:
     """Phase 2: one number per site, over the k entries of its summand.
 
     ``"norm"`` is the L2 norm, ``"filter_norm"`` that of the positive part ("selective").
@@ -116,10 +115,10 @@ def aggregate(t: Float[Tensor, "b k i j"], how: How) -> Float[Tensor, "b 1 i j"]
 def closed_form(
     f: Float[Tensor, "b c h w"],
     g: Float[Tensor, "b o i j"],
-    phase: Phase,
-    how: How,
+    phase: str,
+    how: str,
     conv: nn.Conv2d | None = None,
-    backend: Literal["auto", "triton", "reference"] = "auto",
+    backend: Backend = "auto",
 ) -> Float[Tensor, "b 1 i j"]:
     """``aggregate(extract(f, g, phase, conv), how)`` without ever writing the summands out.
 
@@ -138,7 +137,7 @@ def closed_form(
     return aggregate(rearrange(parts, "(b n) 1 i j -> b n i j", n=window.groups), how)
 
 
-def from_statistics(stats: Statistics, phase: Phase, how: How) -> Float[Tensor, "b 1 h w"]:
+def from_statistics(stats: Statistics, phase: str, how: str) -> Float[Tensor, "b 1 h w"]:
     """Any point of the grid from sums, squared parts and extremes over channels.
 
     For an outer product t = f g^T: sum t = sum f sum g; ||t|| = ||f|| ||g||; its positive entries
@@ -177,7 +176,7 @@ class Moments(NamedTuple):
     min: Tensor
 
 
-def _elementwise(t: Moments, how: How) -> Tensor:
+def _elementwise(t: Moments, how: str) -> Tensor:
     if how == "norm":
         return (t.pos + t.neg).sqrt()
     if how == "filter_norm":
@@ -187,7 +186,7 @@ def _elementwise(t: Moments, how: How) -> Tensor:
     return t.sum if how == "sum" else t.max
 
 
-def _outer_product(f: Moments, g: Moments, how: How) -> Tensor:
+def _outer_product(f: Moments, g: Moments, how: str) -> Tensor:
     if how == "norm":
         return ((f.pos + f.neg) * (g.pos + g.neg)).sqrt()
     if how == "filter_norm":
@@ -226,7 +225,7 @@ def _of_gradient(stats: Statistics) -> Moments:
     return Moments(*stats[5:10])
 
 
-def _window(f: Tensor, g: Tensor, phase: Phase, conv: nn.Conv2d | None) -> Window:
+def _window(f: Tensor, g: Tensor, phase: str, conv: nn.Conv2d | None) -> Window:
     """The identity layer's geometry, after checking that the arguments belong together."""
     if phase not in (*PHASES, "real"):
         raise ValueError(f"phase={phase!r}: allowed are {', '.join(PHASES)} and real")
@@ -265,8 +264,8 @@ def grid_saliency(
     x: Float[Tensor, "b c h w"],
     target: Target,
     layer: str,
-    phase: Phase = "conv1x1",
-    how: How = "norm",
+    phase: str = "conv1x1",
+    how: str = "norm",
     mean_gradient: bool = False,
 ) -> Float[Tensor, "b 1 i j"]:
     """The saliency map at one layer and one point of the grid, at the layer's resolution.
@@ -313,8 +312,8 @@ def grad_cam_point(
 
 
 def grid_maps(
-    layers: dict[str, Layer], phases: Sequence[Phase] = PHASES, hows: Sequence[How] = AGGREGATES
-) -> dict[tuple[str, Phase, How], Float[Tensor, "b 1 h w"]]:
+    layers: dict[str, Layer], phases: Sequence[str] = PHASES, hows: Sequence[str] = AGGREGATES
+) -> dict[tuple[str, str, str], Float[Tensor, "b 1 h w"]]:
     """Every map of the grid at every layer, from one backward pass and one read of each layer."""
     maps = {}
     for name, (f, g) in layers.items():
@@ -326,7 +325,7 @@ def grid_maps(
 
 
 def identity_gradient(
-    model: nn.Module, x: Float[Tensor, "b c h w"], target: Target, layer: str, phase: Phase
+    model: nn.Module, x: Float[Tensor, "b c h w"], target: Target, layer: str, phase: str
 ) -> Float[Tensor, "k"]:
     """Put a real identity layer behind ``layer`` and return its parameters' gradient, by autograd.
 
@@ -368,7 +367,7 @@ def combine_layers(
     maps: Sequence[Float[Tensor, "b 1 _ _"]],
     size: int | tuple[int, int],
     weights: Sequence[float] | None = None,
-    how: Literal["product", "sum"] = "product",
+    how: str = "product",
     floor: float = 1e-3,
 ) -> Float[Tensor, "b 1 i j"]:
     """Combine maps of several layers at ``size``.
@@ -412,7 +411,7 @@ def class_sensitivity(
     saliency: Saliency,
     model: nn.Module,
     x: Float[Tensor, "b c h w"],
-    kind: Literal["spearman", "pearson"] = "spearman",
+    kind: str = "spearman",
 ) -> Float[Tensor, "b"]:
     """Correlation of each image's maps for its most and its least probable class.
 
@@ -431,7 +430,7 @@ def meta_saliency(
     x: Float[Tensor, "b c h w"],
     target: Target,
     eps: float = 1e-3,
-    order: Literal[1, 2] = 1,
+    order: int = 1,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     ascend: bool = False,
 ) -> Tensor:

@@ -122,8 +122,10 @@ def _angle(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Where the inputs coincide the sine's gradient diverges and is set to zero: the kernel has a cusp
     there, and zero is the mean of its slopes on both sides.
     """
-    norm = torch.sqrt(a * b)
-    cos = torch.where(norm > 0, c / torch.where(norm > 0, norm, 1.0), 0.0).clamp(-1.0, 1.0)
+    nonzero = a * b > 0
+    safe = torch.sqrt(torch.where(nonzero, a * b, 1.0))
+    norm = torch.where(nonzero, safe, 0.0)
+    cos = torch.where(nonzero, c / safe, 0.0).clamp(-1.0, 1.0)
     square = (1 - cos) * (1 + cos)
     apart = square > _coincident(c.dtype)
     sin = torch.sqrt(torch.where(apart, square, 1.0))
@@ -277,7 +279,8 @@ def _on(x: Tensor):
 
 
 if triton is not None:
-    # no_type_check: a kernel must reach the compiler as written, also where tests wrap every function.
+    # no_type_check: a kernel must reach the compiler as it is written, also where tests wrap
+    # every function in a type checker.
     _PI = tl.constexpr(math.pi)
 
     @triton.jit

@@ -271,7 +271,7 @@ class NTKRegression:
     def predict(
         self,
         x: Float[Tensor, "m d"],
-        t: float = math.inf,
+        t: float | int = math.inf,
         f0: Float[Tensor, "m o"] | None = None,
         return_cov: bool = False,
     ) -> Float[Tensor, "m o"] | tuple[Float[Tensor, "m o"], Float[Tensor, "m m"]]:
@@ -296,11 +296,11 @@ class NTKRegression:
         sigma_xx = self.kernel(x, x)[0].double()
         return mean, sigma_xx - cross - cross.T + A @ self.sigma @ A.T
 
-    def remaining(self, t: float) -> Float[Tensor, "n"]:
+    def remaining(self, t: float | int) -> Float[Tensor, "n"]:
         """Share of the residual left along each eigenvector after ``t``, as ``eigenvalues``."""
         return 1 - (self.eigenvalues + self.ridge) * self._response(t)
 
-    def _response(self, t: float) -> Tensor:
+    def _response(self, t: float | int) -> Tensor:
         """``(1 - exp(-lr t lambda)) / lambda`` per eigenvalue, accurate where lambda is 0."""
         rate = self.eigenvalues + self.ridge
         if t < 0 or (self.dynamics == "descent" and t != math.inf and t != int(t)):
@@ -324,11 +324,11 @@ def kernel_descent(
     theta: Float[Tensor, "n n"],
     f0: Float[Tensor, "n o"],
     velocity: Callable[[Tensor], Tensor],
-    times: Sequence[float] | Float[Tensor, "t"],
+    times: Sequence[float | int] | Float[Tensor, "t"],
     theta_test: Float[Tensor, "m n"] | None = None,
     f0_test: Float[Tensor, "m o"] | None = None,
     tol: float = 1e-8,
-) -> Float[Tensor, "t n+m o"]:
+) -> Float[Tensor, "t rows o"]:
     """Gradient flow in function space for any loss: ``df/dt = Theta v(f(X))``, by an ODE solver.
 
     ``velocity(f)`` is minus the derivative of the loss in the outputs at the training inputs

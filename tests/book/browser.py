@@ -1,4 +1,4 @@
-"""A real browser that can reach this machine and nothing else, and what it is asked about a page."""
+"""A real browser that can reach this machine and nothing else."""
 
 from __future__ import annotations
 
@@ -83,12 +83,7 @@ class Visit:
         self.errors: list[str] = []
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on(
-            "response",
-            lambda answer: (
-                self.errors.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None
-            ),
-        )
+        self.page.on("response", self._response)
 
     def _route(self, route) -> None:
         url = urlsplit(route.request.url)
@@ -102,6 +97,10 @@ class Visit:
         if message.type == "error":
             self.errors.append(message.text)
 
+    def _response(self, answer) -> None:
+        if answer.status >= 400:
+            self.errors.append(f"{answer.status} {answer.url}")
+
     def open(self, path: str) -> None:
         """Go to a page of the site and forget what earlier pages did."""
         self.foreign.clear()
@@ -112,8 +111,8 @@ class Visit:
         """Wait until mathematics is set and every chart is drawn."""
         self.page.evaluate("window.MathJax?.startup?.promise")
         self.page.wait_for_function(
-            """() => [...document.querySelectorAll('.itr-chart')]
-                .every(chart => chart.dataset.itr === 'drawn' || chart.querySelector('.itr-error'))""",
+            """() => [...document.querySelectorAll('.itr-chart')].every(
+                chart => chart.dataset.itr === 'drawn' || chart.querySelector('.itr-error'))""",
             timeout=20_000,
         )
 

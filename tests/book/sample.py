@@ -21,10 +21,56 @@ from lib.core.plots import figure
 from lib.core.show import show
 
 PART, SLUG = "width", "ntk"
+DESCRIPTION = "Movement falls with width for one, two and three hidden layers."
 SOLUTION = "the_answer_is_forty_two"
-PNG = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAoAAAAKCAYAAACNMs+9AAAAFUlEQVR42mNk+M9Qz0AEYBxVSF+FAAhKDveksOjmAAAAAElFTkSuQmCC"
+PNG = (  # ten by ten pixels of one gray
+    "iVBORw0KGgoAAAANSUhEUgAAAAoAAAAKCAYAAACNMs+9AAAAFUlEQVR42mNk"
+    "+M9Qz0AEYBxVSF+FAAhKDveksOjmAAAAAElFTkSuQmCC"
 )
+MODULE = '''\
+"""A kernel (nobody, 2018). Half of it."""
+
+from __future__ import annotations
+
+import a_package_that_does_not_exist
+
+
+class Kernel:
+    """Holds a *number*_ and ``half`` of it."""
+
+    def __init__(self, number: float = 1.0) -> None:
+        self.number = number
+
+    @property
+    def half(self) -> float:
+        """Half of it."""
+        return self.number / 2
+
+    def _hidden(self) -> None:
+        """Not for readers."""
+
+
+def kernel(x: Float[Tensor, "n d"], *, scale: float = 0.5) -> Float[Tensor, "n"]:
+    """Half of ``x``, eq. (3) with $n$ samples.
+
+    A table:
+
+        n   d
+        1   2
+
+    Args:
+        scale: what to multiply by,
+            on two lines.
+
+    Raises:
+        ValueError: ``x`` is negative.
+    """
+    return x / 2
+
+
+def _private() -> None:
+    """Not for readers."""
+'''
 BOOK = {
     "title": "Very wide networks learn like kernels",
     "part": PART,
@@ -52,7 +98,7 @@ def project(root: Path) -> Source:
     shutil.copy(ROOT / "_config.yml", root / "_config.yml")
     module = root / "lib" / PART / f"{SLUG}.py"
     module.parent.mkdir(parents=True)
-    module.write_text('"""A module. It cites nobody.\n\nMore."""\n\n\ndef kernel(x: float) -> float:\n    """Half of ``x``.\n\n    Raises:\n        ValueError: ``x`` is negative.\n    """\n    return x / 2\n')
+    module.write_text(MODULE)
     test = root / "tests" / PART / f"test_{SLUG}.py"
     test.parent.mkdir(parents=True)
     test.write_text("def test_nothing():\n    pass\n")
@@ -124,7 +170,9 @@ def chart(title: str = "Wider networks move less") -> alt.Chart:
 
 def explorable():
     def compute(width: int) -> pd.DataFrame:
-        return pd.DataFrame({"step": range(20), "loss": [1 / (1 + width * t / 64) for t in range(20)]})
+        return pd.DataFrame(
+            {"step": range(20), "loss": [1 / (1 + width * t / 64) for t in range(20)]}
+        )
 
     def draw(frame: pd.DataFrame) -> alt.Chart:
         return (
@@ -216,18 +264,20 @@ def notebook(source: Source) -> dict[str, Any]:
         "See [the next chapter](feature_learning.ipynb) and [the module](../../lib/width/ntk.py)."
     )
     code(
-        'figure(chart(), description="Movement falls with width for one, two and three layers.")',
+        f'figure(chart(), description="{DESCRIPTION}")',
         "thumbnail",
     )
     code('Markdown(f"The largest movement is {m:.2f}.")', "remove-input")
     code(
-        "explore(compute, draw, description=\"The loss falls over twenty steps.\", width=[16, 64, 256])"
+        'explore(compute, draw, description="The loss falls over twenty steps.", '
+        "width=[16, 64, 256])"
     )
     code("show(fitting.History)")
     code("frame")
     code("picture", mystnb={"image": {"alt": "A small square that is gray all over."}})
     markdown("## Claims")
-    code("claims")
+    row = "claims.add(text, paper='0', measured=format(m), holds=m < 1, exact=%s)\n"
+    code(row % True + 2 * (row % False) + "claims")
     markdown("## Where it breaks\n\nWhen features are needed.")
     markdown("## Exercises")
     for number, name in enumerate(("half", "double", "square"), start=1):
@@ -265,17 +315,27 @@ def executed(source: Source) -> dict[str, Any]:
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}}
     live = bundle(explorable())
     live["data"].update(widget)
+    plain = {"text/plain": "<object>"}
     outputs = {
-        "figure(": [bundle(figure(chart(), "Movement falls with width for one, two and three layers."))],
-        "Markdown(": [_display({"text/markdown": "The largest movement is **0.50**, or $2^{-1}$.", "text/plain": "<Markdown>"})],
+        "figure(": [
+            bundle(figure(chart(), "Movement falls with width for one, two and three layers."))
+        ],
+        "Markdown(": [
+            _display(
+                {
+                    "text/markdown": "The largest movement is **0.50**, or $2^{-1}$.",
+                    "text/plain": "<Markdown>",
+                }
+            )
+        ],
         "explore(": [
             {"output_type": "stream", "name": "stderr", "text": "a warning from elsewhere"},
             live,
         ],
         "show(": [_display(bundle(show("lib.core.stats:Spread"))["data"])],
-        "frame": [_display({"text/html": frame.to_html(), "text/plain": "frame"})],
-        "picture": [_display({"image/png": PNG, "text/plain": "picture"})],
-        "claims": [bundle(claims())],
+        "frame": [_display({"text/html": frame.to_html(), **plain})],
+        "picture": [_display({"image/png": PNG, **plain})],
+        "claims.add": [bundle(claims())],
         "assert": [{"output_type": "stream", "name": "stdout", "text": "check passed, secretly"}],
     }
     for cell in result["cells"]:

@@ -39,12 +39,13 @@ def figures():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"x": rng.random(60), "y": rng.random(60), "k": list("abcdef") * 10})
     dots = alt.Chart(frame).mark_point().encode(x="x", y="y", color="k")
+    small = dots.properties(width=180)
     words = frame.assign(k="a rather long name for group " + frame.k)
     named = alt.Chart(words).mark_point().encode(x="x", y="y", color="k")
     bars = alt.Chart(frame).mark_bar().encode(x="k", y="mean(y)")
     charts = {
         "dots": dots,
-        "beside": dots | dots | dots,
+        "beside": small | small | small,
         "facets": dots.properties(width=160).facet("k:N", columns=4),
         "column": dots.properties(width=120).encode(column="k:N"),
         "legend": named,
@@ -164,7 +165,7 @@ def test_the_keyboard_moves_an_explorable(visit):
     assert page.locator("#explore .itr-title").text_content() == "Width 4, sine"
     assert slider.get_attribute("aria-valuetext") == "4"
     path = page.locator("#explore .mark-line path")
-    shape, place = path.get_attribute("d"), page.locator("#dots").bounding_box()["y"]
+    place = page.locator("#dots").bounding_box()["y"]
     slider.focus()
     page.keyboard.press("ArrowLeft")
     page.wait_for_function("document.querySelector('#explore .itr-title').textContent[6] === '2'")
@@ -174,9 +175,9 @@ def test_the_keyboard_moves_an_explorable(visit):
     page.wait_for_function(
         "document.querySelector('#explore .itr-title').textContent === 'Width 2, wave'"
     )
-    assert path.count() == 1 and path.get_attribute("d") == shape  # y axis follows the data
+    assert path.count() == 1
     ticks = page.locator("#explore .role-axis-label text").all_text_contents()
-    assert "0.5" in ticks, "the drawing itself has changed"
+    assert "0.4" in ticks and "0.25" not in ticks, "the drawing itself has changed"
     assert page.locator("#dots").bounding_box()["y"] == place, "the page does not jump"
     calm(tab)
 
@@ -187,7 +188,8 @@ def test_the_last_of_many_quick_moves_wins(visit):
     tab.page.evaluate(
         """() => { const slider = document.querySelector('#explore input');
         for (const value of [0, 1, 2, 0, 1, 2, 0]) {
-            slider.value = value; slider.dispatchEvent(new Event('input', { bubbles: true })); } }"""
+            slider.value = value;
+            slider.dispatchEvent(new Event('input', { bubbles: true })); } }"""
     )
     tab.page.wait_for_function(
         "document.querySelector('#explore .itr-title').textContent === 'Width 1, sine'"
@@ -221,7 +223,7 @@ def test_a_chart_that_arrives_later_is_drawn_once(visit):
 
 
 def test_outside_the_book_the_libraries_come_from_their_public_address(visit, site):
-    """Also where require.js is on the page, which hides libraries from scripts that look for them."""
+    """Also where require.js is on the page, which hides a library from who looks for it."""
     asked = []
 
     def answer(route):
@@ -246,7 +248,36 @@ def test_outside_the_book_the_libraries_come_from_their_public_address(visit, si
         tab.close()
 
 
-def test_without_the_libraries_the_page_says_so(visit):
+def test_without_the_libraries_the_still_picture_stands(visit):
     tab = visit("outside.html")
-    tab.page.locator(".itr-error").wait_for()
-    assert "could not be drawn" in tab.page.locator(".itr-error").text_content()
+    still = tab.page.locator(".itr-chart .itr-still svg")
+    still.wait_for()
+    assert still.bounding_box()["height"] > 200
+    assert tab.page.locator(".itr-title").is_hidden(), "the title stands in the picture"
+
+
+def test_a_chart_that_cannot_be_drawn_says_so(visit, site):
+    tab = Visit(site[0], site[1])
+    try:
+        tab.context.route("**/vega.js", lambda route: route.abort())
+        tab.open("light.html")
+        tab.page.locator("#explore .itr-error").wait_for()
+        assert "could not be drawn" in tab.page.locator("#explore .itr-error").text_content()
+        assert tab.page.locator("#explore .itr-controls").is_hidden()
+    finally:
+        tab.close()
+
+
+def test_a_chart_that_leaves_and_returns_stays_one(visit):
+    """JupyterLab takes outputs out of the page while they are scrolled away."""
+    tab = visit("light.html")
+    tab.settle()
+    tab.page.evaluate(
+        """async () => { const section = document.querySelector('#dots'), home = section.parentNode;
+        const wait = () => new Promise((done) => setTimeout(done, 50));
+        section.remove(); window.itrCharts.init(); await wait();
+        home.append(section); await wait(); window.itrCharts.init(); await wait(); }"""
+    )
+    assert tab.page.locator("#dots .itr-title").count() == 1
+    assert tab.page.locator("#dots svg").count() == 1
+    calm(tab)

@@ -36,9 +36,8 @@ def test_a_pair_of_different_functions_and_a_batch():
 @pytest.mark.parametrize("c", [0.0, 1.0, -1.0, 1 + 1e-9])
 def test_degenerate_pairs(c):
     cov = torch.tensor([[1.0, c], [c, 1.0]], dtype=torch.float64)
-    assert_close(
-        gaussian_mean2(lambda u: u, lambda u: u, cov), torch.tensor(c, dtype=torch.float64), 1e-8
-    )
+    got = gaussian_mean2(lambda u: u, lambda u: u, cov)
+    assert abs(got.item() - c) < 1e-8
     zero = torch.zeros(2, 2)
     assert gaussian_mean2(torch.cos, torch.cos, zero).item() == pytest.approx(1.0)
 

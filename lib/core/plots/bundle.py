@@ -48,9 +48,8 @@ class Figure:
 
     def html(self) -> str:
         """The interactive picture; what is marked ``data-itr="loader"`` is for outside the book."""
-        _, _, height = self.picture()
         payload = {"title": self.title, "subtitle": self.subtitle, "spec": self.spec}
-        return chart_html(payload, self.description, height) + loader()
+        return chart_html(payload, self) + loader()
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data = {
@@ -233,12 +232,18 @@ def to_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def chart_html(payload: dict, description: str, height: float, kind: str = "itr-chart") -> str:
-    """The element that ``static/charts.js`` fills with a picture."""
+def chart_html(payload: dict, shown: Figure) -> str:
+    """The element that ``static/charts.js`` fills with a picture; ``shown`` is what it shows first.
+
+    The still picture beside the specification is for a notebook without internet, where Vega
+    cannot be had; the press takes it out like the rest of the loader.
+    """
+    _, _, height = shown.picture()
     return (
-        f'<div class="{kind}" role="img" aria-label="{html.escape(description)}" '
+        f'<div class="itr-chart" role="img" aria-label="{html.escape(shown.description)}" '
         f'style="min-height:{math.ceil(height)}px">'
-        f'<script type="application/json" class="itr-spec">{to_json(payload)}</script></div>'
+        f'<script type="application/json" class="itr-spec">{to_json(payload)}</script>'
+        f'<script type="image/svg+xml" data-itr="loader">{shown.svg(mode=None)}</script></div>'
     )
 
 

@@ -75,11 +75,12 @@
   const shrink = (spec, width, room, pass, stage) => {
     const config = spec.config ||= {}, legend = config.legend ||= {};
     const before = JSON.stringify(spec);
-    if (pass === 0 && room < 560) {
-      // Legends: above the picture, in as many columns as there is room for.
-      const labels = [...stage.querySelectorAll(".role-legend-label text")].map((t) => t.getComputedTextLength());
-      legend.columns = Math.max(1, Math.floor((room - 50) / (Math.max(30, ...labels) + 32)));
-      legend.layout = { ...legend.layout, top: { direction: "vertical", anchor: "start" } };
+    const labels = [...stage.querySelectorAll(".role-legend-label text")].map((t) => t.getComputedTextLength());
+    const columns = Math.max(1, Math.floor((room - 50) / (Math.max(30, ...labels) + 32)));
+    if (pass === 0 && labels.length && (room < 560 || columns < labels.length)) {
+      // Legends first: above the picture, in as many columns as there is room for.
+      legend.columns = columns;
+      if (room < 560) legend.layout = { ...legend.layout, top: { direction: "vertical", anchor: "start" } };
       legend.gradientLength = Math.min(legend.gradientLength || 200, room - 60);
       const unset = (node) => {
         if (!node || typeof node !== "object") return;
@@ -87,6 +88,7 @@
         Object.keys(node).forEach((key) => key !== "datasets" && key !== "values" && key !== "config" && unset(node[key]));
       };
       unset(spec);
+      if (JSON.stringify(spec) !== before) return true;
     }
     const usual = (config.view || {}).continuousWidth || 300;
     if (width > 1.2 * room && restackable(spec)) restack(spec);
@@ -134,7 +136,7 @@
       this.title.append(subtitle);
     }
     controls() {
-      const box = this.host.closest(".itr-explore").querySelector(".itr-controls");
+      const box = this.box = this.host.closest(".itr-explore").querySelector(".itr-controls");
       const inputs = [...box.querySelectorAll("input, select")];
       const read = () => {
         this.at = 0;
@@ -162,7 +164,7 @@
       try {
         const embed = await vega();
         host.append(stage);
-        for (let pass = 0; pass < 6; pass++) {
+        for (let pass = 0; pass < 7; pass++) {
           if (result) result.finalize();
           result = await embed(stage, clone(spec), { renderer: "svg", actions: false, ast: true, tooltip: { disableDefaultStyle: true } });
           if (turn !== this.turn) { result.finalize(); stage.remove(); return; }
@@ -170,10 +172,15 @@
           if (scale || width <= room + 1 || room < 80 || !shrink(spec, width, room, pass, stage)) break;
         }
       } catch (error) {
-        stage.className = "itr-error";
-        stage.textContent = "The chart could not be drawn: " + error.message;
+        // Without Vega the still picture, where there is one; the title stands in it.
+        const still = host.querySelector("script[type='image/svg+xml']");
+        stage.className = still ? "itr-still" : "itr-error";
+        if (still) stage.innerHTML = still.textContent;
+        else stage.textContent = "The chart could not be drawn: " + error.message;
+        if (this.title) this.title.hidden = !!still;
+        if (this.box) this.box.hidden = true;
         host.append(stage);
-        console.error(error);
+        console.warn(error);
       }
       if (this.view) this.view.remove();
       if (this.result) this.result.finalize();
@@ -197,18 +204,20 @@
   }), { rootMargin: "600px" });
 
   const init = () => {
+    for (const host of charts.keys()) if (!host.isConnected) { seen.unobserve(host); charts.delete(host); }
     document.querySelectorAll(SELECTOR).forEach((host) => {
       if (charts.has(host) || !host.querySelector("script.itr-spec")) return;
-      charts.set(host, new Chart(host));
+      // Notebooks take outputs out of the page while they are scrolled away, and put them back.
+      host.itrChart ||= new Chart(host);
+      charts.set(host, host.itrChart);
       seen.observe(host);
     });
-    for (const host of charts.keys()) if (!host.isConnected) { seen.unobserve(host); charts.delete(host); }
   };
 
   /* What is far below the fold is drawn while the browser idles, so that print finds it. */
   const idle = window.requestIdleCallback || ((f) => setTimeout(f, 300));
   const rest = () => {
-    const next = [...charts.values()].find((chart) => !chart.drawn);
+    const next = [...charts.values()].find((chart) => !chart.drawn && chart.host.clientWidth);
     if (next) next.draw().finally(() => idle(rest));
   };
 

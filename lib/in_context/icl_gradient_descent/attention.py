@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from lib.core.params import Params
 from lib.in_context.icl_gradient_descent.tasks import positive
 
+Rates = int | float | Sequence[float]  # of one layer, or one for each layer of a stack
+
 
 def lsa_update(
     tokens: Float[Tensor, "*b m e"],
@@ -186,9 +188,7 @@ def moment_predict(
     return -query[..., -1]
 
 
-def gd_construction(
-    d: int, eta: float | Sequence[float], n: int, w0: Float[Tensor, "d"] | None = None
-) -> Params:
+def gd_construction(d: int, eta: Rates, n: int, w0: Float[Tensor, "d"] | None = None) -> Params:
     """Weights of a one-head LSA layer that is one step of gradient descent (Proposition 1).
 
     ``W_K = W_Q`` read ``x``, ``W_V`` computes the residual ``W_0 x - y``, and ``P = eta / n``. The
@@ -217,9 +217,7 @@ def gd_construction(
     return {"W_K": reads.clone(), "W_Q": reads.clone(), "W_V": values, "P": project}
 
 
-def gdpp_construction(
-    d: int, eta: float | Sequence[float], gamma: float | Sequence[float], n: int
-) -> Params:
+def gdpp_construction(d: int, eta: Rates, gamma: Rates, n: int) -> Params:
     """Weights of GD++: a GD step, and ``x_j <- (I - gamma / n sum_i x_i x_i^T) x_j`` beside it.
 
     Both parts use the old ``x``. One value each makes a layer to loop, sequences a stack; the last

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from lib.in_context.icl_gradient_descent.tasks import positive
 
+Rates = int | float | Sequence[float] | Tensor  # one for all steps, or one for each
+
 
 def gd_predict(
     x: Float[Tensor, "*b n d"],
     y: Float[Tensor, "*b n o"],
     xq: Float[Tensor, "*b d"],
-    eta: float | Sequence[float],
+    eta: Rates,
     steps: int = 1,
-    gamma: float | Sequence[float] = 0.0,
+    gamma: Rates = 0.0,
 ) -> Float[Tensor, "*b o"]:
     """Predict at ``xq`` after ``steps`` of gradient descent from ``W = 0`` on the context.
 
@@ -61,8 +63,8 @@ def ridge_predict(
 
 def residual_factor(
     lam: Float[Tensor, "*b"],
-    eta: float | Sequence[float],
-    gamma: float | Sequence[float],
+    eta: Rates,
+    gamma: Rates,
     steps: int,
 ) -> Float[Tensor, "*b"]:
     """What is left of an error along an eigenvector of ``H = 1/n sum_i x_i x_i^T``.
@@ -121,21 +123,22 @@ def tune_gd(
     lam = spectrum.double()
     free = 1 if shared else steps
 
+    def rates(theta: Tensor) -> tuple[Tensor, Tensor]:
+        eta = theta[0].expand(steps)
+        return eta, theta[1].expand(steps) if gdpp else torch.zeros_like(eta)
+
     def risk(theta: Tensor) -> Tensor:
-        eta, gamma = theta[:free], theta[free:] if gdpp else torch.zeros_like(theta)
-        left = residual_factor(
-            lam, eta.expand(steps) if shared else eta, _stretch(gamma, steps), steps
-        )
+        left = residual_factor(lam, *rates(theta), steps)
         return input_range**2 / 3 * left.square().sum(-1).mean()
 
     best = None
-    scale = float(lam.square().sum() / lam.pow(3).sum())  # about 1 / (largest eigenvalue)
-    for start in (0.6, 1.0, 2.0):  # equal rates are a saddle of the per-step problem: fan them out
-        fan = torch.linspace(0.6, 1.8, free) if free > 1 else torch.ones(1)
-        theta = torch.cat([start * fan, torch.full((free,), 0.15)]).double()[
-            : 2 * free if gdpp else free
-        ]
-        theta = (scale * theta).requires_grad_()
+    scale = lam.square().sum() / lam.pow(3).sum()  # about 1 / (largest eigenvalue)
+    # Equal rates are a saddle of the problem with free rates, so they start fanned out; from
+    # several sizes, because GD++ has more than one valley.
+    fan = (torch.linspace(0.6, 1.8, free) if free > 1 else torch.ones(1)).double()
+    for start in (0.6, 1.0, 2.0):
+        rows = [start * fan, torch.full_like(fan, 0.15)][: 2 if gdpp else 1]
+        theta = (scale * torch.stack(rows)).requires_grad_()
         optimizer = torch.optim.LBFGS([theta], max_iter=200, line_search_fn="strong_wolfe")
 
         def closure(theta=theta, optimizer=optimizer):
@@ -145,13 +148,12 @@ def tune_gd(
             return loss
 
         optimizer.step(closure)
-        with torch.no_grad():
-            found = float(risk(theta))
+        found = float(risk(theta).detach())
         if best is None or found < best[0]:
             best = found, theta.detach()
     mse, theta = best
-    eta, gamma = theta[:free], theta[free:] if gdpp else torch.zeros(free)
-    return Tuned(tuple(_stretch(eta, steps).tolist()), tuple(_stretch(gamma, steps).tolist()), mse)
+    eta, gamma = rates(theta)
+    return Tuned(tuple(eta.tolist()), tuple(gamma.tolist()), mse)
 
 
 def one_step_mse(eta: float, n: int, d: int, input_range: float = 1.0) -> float:
@@ -166,7 +168,7 @@ def one_step_mse(eta: float, n: int, d: int, input_range: float = 1.0) -> float:
     return d * a2 / 3 * (1 - 2 / 3 * eta * a2 + c * (eta * a2) ** 2)
 
 
-def _per_step(name: str, value: float | Sequence[float] | Tensor, steps: int) -> list:
+def _per_step(name: str, value: Rates, steps: int) -> list:
     if isinstance(value, (int, float)):
         return [value] * steps
     if len(value) != steps:
@@ -174,7 +176,3 @@ def _per_step(name: str, value: float | Sequence[float] | Tensor, steps: int) ->
             f"{name} has {len(value)} values for steps={steps}: allowed is 1 or {steps}"
         )
     return list(value)
-
-
-def _stretch(values: Tensor, steps: int) -> Tensor:
-    return values.expand(steps) if len(values) == 1 else values[:steps]

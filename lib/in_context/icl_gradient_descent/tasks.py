@@ -17,7 +17,7 @@ def sample_regression(
     input_range: float = 1.0,
     w_scale: float = 1.0,
     gen: torch.Generator,
-) -> tuple[Float[Tensor, "*b n+1 d+1"], Float[Tensor, "*b"]]:
+) -> tuple[Float[Tensor, "*b {n+1} {d+1}"], Float[Tensor, "*b"]]:
     """Random linear teachers: ``W ~ N(0, w_scale^2 I)``, ``x ~ U(-input_range, input_range)^d``.
 
     Returns tokens ``(x_i, W x_i)`` for ``i = 1 .. n`` followed by the query ``(x_t, 0)``, and the
@@ -52,7 +52,7 @@ def split(
 
 def sample_sines(
     batch: int, n: int, *, input_range: float = 5.0, gen: torch.Generator
-) -> tuple[Float[Tensor, "{batch} n+1 2"], Float[Tensor, "{batch}"]]:
+) -> tuple[Float[Tensor, "{batch} {n+1} 2"], Float[Tensor, "{batch}"]]:
     """Waves ``y = a sin(x + rho)``, ``a ~ U(0.1, 0.5)``, ``rho ~ U(0, pi)``, as tokens and targets.
 
     Amplitude, phase and the range ``|x| < 5`` are those of the paper's code.
@@ -85,7 +85,7 @@ def separate_tokens(
     return torch.cat([code.expand(*content.shape[:-1], positions), content], -1)
 
 
-def positive(**values: float) -> None:
+def positive(**values: int | float) -> None:
     """Raise a ``ValueError`` for the first argument that is not positive."""
     for name, value in values.items():
         if value <= 0:

@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lib.core.hooks import leaf_names, patch
 
-Target = int | Int[Tensor, "b"]
+Target = int | Int[Tensor, "..."]  # a class for all images, or one for each
 
 
 class Layer(NamedTuple):
@@ -169,7 +169,7 @@ def excitation_backprop(
     layer: str,
     classifier: str,
     contrastive: bool = False,
-) -> Float[Tensor, "b i j"]:
+) -> Float[Tensor, "b ..."]:
     """Excitation backpropagation (Zhang et al. 2016), summed over channels at ``layer``.
 
     A winning probability walks from the class down to ``layer``: each unit hands its share to its

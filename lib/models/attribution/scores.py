@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -67,7 +65,7 @@ def difficult(
 def rank_agreement(
     a: Float[Tensor, "b ..."],
     b: Float[Tensor, "b ..."],
-    kind: Literal["spearman", "pearson"] = "spearman",
+    kind: str = "spearman",
 ) -> Float[Tensor, "b"]:
     """Correlation of each map in ``a`` with its partner in ``b``: of ranks, or of values.
 

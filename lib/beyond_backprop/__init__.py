@@ -1,0 +1,1 @@
+"""Training without, or with less than, backpropagation."""

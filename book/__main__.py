@@ -109,7 +109,9 @@ def dispatch(verb: str, rest: list[str]) -> int:
         help="the checkout to work on (default: this one, or $BOOK_ROOT)",
     )
     module.add_arguments(parser)
-    args = parser.parse_intermixed_args(rest)
+    # Options may stand between names; what comes after `--` is someone else's.
+    parse = parser.parse_args if "--" in rest else parser.parse_intermixed_args
+    args = parse(rest)
     args.root = Path(args.root).resolve()
     if not args.root.is_dir():
         raise BookError(f"--root {args.root}: no such folder")

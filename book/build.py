@@ -47,6 +47,8 @@ def build(root: Path, fresh: bool = False) -> int:
         return 1
     say(f"staged {len(source.chapters)} chapters, {len(pages)} pages; {len(stage.changed)} changed")
     status = jupyter_book(target)
+    if not status:
+        refresh(target / "stage" / "static", target / "html" / "_static")
     missing = [page for page in pages if not (target / "html" / f"{page}.html").is_file()]
     for page in missing[:10]:
         print(f"build: page {page}.html is missing", file=sys.stderr)
@@ -150,6 +152,15 @@ def contents_file(source: Source, reference: list[str]) -> str:
 # ------------------------------------------------------------------------------
 
 TROUBLE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^\S*(Error|Exception)\b|[Ee]rror:")
+def refresh(static: Path, served: Path) -> None:
+    """Copy style sheets, scripts and pictures; Sphinx skips them when no page is out of date."""
+    for path in static.rglob("*"):
+        copy = served / path.relative_to(static)
+        if path.is_file() and (not copy.is_file() or copy.read_bytes() != path.read_bytes()):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
 COLOR = re.compile(r"\x1b\[[\d;]*m")
 STEP = re.compile(r"(?P<what>[\w ]+)\.\.\. ?\[ *(?P<percent>\d+)%\]")
 

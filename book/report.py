@@ -83,8 +83,6 @@ def claims_held(row: Mapping[str, Any]) -> str:
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Chapter, status, seconds, peak memory, claims held; then each failure with its traceback."""
     rows = list(rows)
-    if not rows:
-        return ""
     width = max([len("chapter"), *(len(name_of(row)) for row in rows)])
     head = f"{'chapter':<{width}}  {'status':<7}  {'seconds':>8}  {'peak MB':>8}  {'claims':>6}"
     lines = [head, "-" * len(head)]

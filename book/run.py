@@ -230,7 +230,8 @@ class Press:
 
     def summary(self) -> None:
         rows = [self.rows[c.name] for c in self.chapters if c.name in self.rows]
-        print(report.table(rows), flush=True)
+        if rows:
+            print(report.table(rows), flush=True)
 
     # ------------------------------------------------ keys and results
 
@@ -579,7 +580,7 @@ class Display:
         self.cell: dict[str, str] = {}
         self.said = time.monotonic()
         self.bar = None
-        if stream.isatty():
+        if _is_screen(stream):
             from tqdm import tqdm
 
             form = "{n_fmt}/{total_fmt} |{bar:20}| {desc}"
@@ -656,3 +657,11 @@ class Display:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def _is_screen(stream: Any) -> bool:
+    """A terminal that knows its size; in one of no size (some CI) a bar would be invisible."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 0
+    except (OSError, AttributeError):
+        return False

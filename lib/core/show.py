@@ -40,7 +40,12 @@ class Source:
         for item in self.listings:
             # A fence longer than any inside the code.
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", item.code)), default=0))
-            caption = f"[`{item.path}`, lines {item.first}–{item.last}]({item.link})"
+            lines = (
+                f"lines {item.first}–{item.last}"
+                if item.last > item.first
+                else f"line {item.first}"
+            )
+            caption = f"[`{item.path}`, {lines}]({item.link})"
             marked.append(f"{fence}python\n{item.code}\n{fence}\n\n{caption}")
         rows = [
             {"name": i.name, "path": i.path, "first": i.first, "last": i.last}

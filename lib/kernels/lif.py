@@ -85,10 +85,14 @@ def lif(
         )
     if smooth and kind == "arctan" and chosen == "triton":
         raise ValueError("smooth=True with kind='arctan' needs backend='reference'")
-    spikes, membrane, _, _ = _lif(
-        current, initial, decay, threshold, reset == "hard", kind, alpha, temporal_grad,
-        detach_reset, byte_spikes, smooth, store, chosen,
+    numbers = (
+        decay, threshold, reset == "hard", kind, alpha, temporal_grad, detach_reset, byte_spikes,
+        smooth, store, chosen,
     )  # fmt: skip
+    if chosen == "triton":
+        spikes, membrane, _, _ = _lif(current, initial, *numbers)
+    else:
+        spikes, membrane, _, _ = _Reference.apply(current, initial, numbers)
     return spikes, membrane if temporal_grad else membrane.detach()
 
 
@@ -102,7 +106,7 @@ def surrogate_slope(x: Tensor, kind: str, alpha: float) -> Tensor:
     rectangle beyond ``1/(2 alpha)``.
     """
     if kind == "triangle":
-        return (alpha - alpha * alpha * x.abs()).clamp_min(0)
+        return x.abs().mul_(-alpha * alpha).add_(alpha).clamp_min_(0)
     if kind == "rectangle":
         return torch.where(x.abs() * alpha <= 0.5, alpha, 0.0).to(x.dtype)
     if kind == "sigmoid":
@@ -127,15 +131,13 @@ def smooth_step(x: Tensor, kind: str, alpha: float) -> Tensor:
 def _forward_reference(
     current, initial, decay, threshold, hard, kind, alpha, detach_reset, smooth, store, spike_dtype
 ):
-    wide = _compute_dtype(current.dtype)
-    u = torch.zeros_like(current[0], dtype=wide) if initial is None else initial.to(wide)
-    spikes = torch.empty_like(current, dtype=spike_dtype, memory_format=torch.contiguous_format)
-    slope, keep = (
-        torch.empty(current.shape if wanted else 0, dtype=current.dtype, device=current.device)
-        for wanted in (store, store and hard)
-    )
-    for t in range(len(current)):
-        v = torch.add(current[t].to(wide), u, alpha=decay)
+    wide, shape, device = _compute_dtype(current.dtype), current.shape, current.device
+    spikes = torch.empty(shape, dtype=spike_dtype, device=device)
+    slope = torch.empty(shape if store else 0, dtype=current.dtype, device=device)
+    keep = torch.empty(shape if store and hard else 0, dtype=current.dtype, device=device)
+    u = None if initial is None else initial.to(wide)
+    for t, i in enumerate(current):
+        v = i.to(wide) if u is None else torch.add(i, u, alpha=decay)
         x = v - threshold
         s = smooth_step(x, kind, alpha) if smooth else (x >= 0).to(wide)
         if store:
@@ -143,25 +145,26 @@ def _forward_reference(
             slope[t] = d
             if hard:
                 keep[t] = 1 - s if detach_reset else 1 - s - v * d
-        u = v - v * s if hard else v.sub_(s, alpha=threshold)
+        u = torch.addcmul(v, v, s, value=-1) if hard else torch.sub(v, s, alpha=threshold)
         spikes[t] = s
     return spikes, u.to(current.dtype), slope, keep
 
 
 def _backward_reference(grad_spikes, grad_state, slope, keep, decay, threshold, hard, detach_reset):
     wide = _compute_dtype(slope.dtype)
-    grad = torch.empty_like(slope)
+    grad = torch.empty(slope.shape, dtype=wide, device=slope.device)
     g_u = grad_state.to(wide)
     for t in reversed(range(len(slope))):
-        d = slope[t].to(wide)
+        g, d = grad_spikes[t].to(wide), slope[t].to(wide)
         if hard:
-            k = keep[t].to(wide)
+            carried = g_u * keep[t].to(wide)
         else:
-            k = 1.0 if detach_reset else 1 - threshold * d
-        g_v = grad_spikes[t].to(wide) * d + g_u * k
-        grad[t] = g_v
-        g_u = decay * g_v
-    return grad, g_u.to(slope.dtype)
+            carried = g_u
+            if not detach_reset:  # g d + g_u (1 - threshold d), in one product
+                g = torch.sub(g, g_u, alpha=threshold)
+        torch.addcmul(carried, g, d, out=grad[t])
+        g_u = decay * grad[t]
+    return grad.to(slope.dtype), g_u.to(slope.dtype)
 
 
 # --------------------------------------------------------------------------- Triton
@@ -356,24 +359,25 @@ def _(
 @torch.library.custom_op("lib::lif_backward", mutates_args=())
 def _lif_backward(
     grad_spikes: Tensor, grad_state: Tensor, slope: Tensor, keep: Tensor, decay: float,
-    threshold: float, hard: bool, detach_reset: bool, backend: str,
+    threshold: float, hard: bool, detach_reset: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    backward = _backward_triton if backend == "triton" else _backward_reference
-    return backward(grad_spikes, grad_state, slope, keep, decay, threshold, hard, detach_reset)
+    return _backward_triton(
+        grad_spikes, grad_state, slope, keep, decay, threshold, hard, detach_reset
+    )
 
 
 @_lif_backward.register_fake
-def _(grad_spikes, grad_state, slope, keep, decay, threshold, hard, detach_reset, backend):
+def _(grad_spikes, grad_state, slope, keep, decay, threshold, hard, detach_reset):
     return torch.empty_like(slope), slope.new_empty(slope.shape[1:])
 
 
 @torch.library.custom_op("lib::lif_product", mutates_args=())
-def _lif_product(grad_spikes: Tensor, slope: Tensor, backend: str) -> Tensor:
-    return _product_triton(grad_spikes, slope) if backend == "triton" else grad_spikes * slope
+def _lif_product(grad_spikes: Tensor, slope: Tensor) -> Tensor:
+    return _product_triton(grad_spikes, slope)
 
 
 @_lif_product.register_fake
-def _(grad_spikes, slope, backend):
+def _(grad_spikes, slope):
     return torch.empty_like(slope)
 
 
@@ -389,33 +393,75 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_spikes, grad_state, _slope, _keep):
     slope, *rest = ctx.saved_tensors
-    if ctx.temporal:
-        keep = rest[0] if rest else slope.new_empty(0)
-        grad, grad_initial = _lif_backward(grad_spikes, grad_state, slope, keep, *ctx.args)
+    keep = rest[0] if rest else slope.new_empty(0)
+    reference = ctx.args[-1] == "reference"
+    if not ctx.temporal:
+        product = torch.mul if reference else _lif_product
+        grad, grad_initial = product(grad_spikes, slope), None
+    elif reference:
+        grad, grad_initial = _backward_reference(
+            grad_spikes, grad_state, slope, keep, *ctx.args[:-1]
+        )
     else:
-        grad, grad_initial = _lif_product(grad_spikes, slope, ctx.args[-1]), None
+        grad, grad_initial = _lif_backward(grad_spikes, grad_state, slope, keep, *ctx.args[:-1])
     return grad, grad_initial if ctx.has_initial else None, *([None] * 11)
 
 
 _lif.register_autograd(_backward, setup_context=_setup_context)
 
 
-@_lif.register_vmap
-def _(info, in_dims, current, initial, *rest):
-    # Neurons do not see each other, so a mapped axis is one more axis of neurons, after time.
-    size = info.batch_size
-    if in_dims[0] is None:
-        current = current.unsqueeze(1).expand(-1, size, *current.shape[1:])
-    else:
-        current = current.movedim(in_dims[0], 1)
-    if initial is not None:
-        if in_dims[1] is None:
-            initial = initial.expand(size, *initial.shape)
+def _mapped(operator):
+    """The operator's rule under vmap: a mapped axis is one more axis of neurons, after time."""
+
+    def rule(info, in_dims, current, initial, *rest):
+        size = info.batch_size
+        if in_dims[0] is None:
+            current = current.unsqueeze(1).expand(-1, size, *current.shape[1:])
         else:
-            initial = initial.movedim(in_dims[1], 0)
-    spikes, membrane, slope, keep = _lif(current, initial, *rest)
-    slope_dim, keep_dim = (1 if t.numel() or current.numel() == 0 else None for t in (slope, keep))
-    return (spikes, membrane, slope, keep), (1, 0, slope_dim, keep_dim)
+            current = current.movedim(in_dims[0], 1)
+        if initial is not None:
+            if in_dims[1] is None:
+                initial = initial.expand(size, *initial.shape)
+            else:
+                initial = initial.movedim(in_dims[1], 0)
+        outputs = operator(current, initial, *rest)
+        dims = [1, 0, *(1 if t.shape == current.shape else None for t in outputs[2:])]
+        return outputs, tuple(dims)
+
+    return rule
+
+
+_lif.register_vmap(_mapped(_lif))
+
+
+class _Reference(torch.autograd.Function):
+    """The reference without the operator around it, which costs a tenth of a millisecond a call.
+
+    A network that runs step by step makes one call a layer and step; ``torch.compile`` sees plain
+    PyTorch here. The numbers travel as one tuple: binding thirteen arguments takes time, too.
+    """
+
+    @staticmethod
+    def forward(current, initial, numbers):
+        decay, threshold, hard, kind, alpha, _, detach, byte_spikes, smooth, store, _ = numbers
+        spike_dtype = torch.uint8 if byte_spikes else current.dtype
+        return _forward_reference(
+            current, initial, decay, threshold, hard, kind, alpha, detach, smooth, store,
+            spike_dtype,
+        )  # fmt: skip
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        current, initial, numbers = inputs
+        _setup_context(ctx, (current, initial, *numbers), output)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return *_backward(ctx, *grads)[:2], None
+
+    @staticmethod
+    def vmap(info, in_dims, current, initial, numbers):
+        return _mapped(_Reference.apply)(info, in_dims, current, initial, numbers)
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -34,6 +34,14 @@ def program() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
+STILL = """addEventListener("DOMContentLoaded", () => {
+  const style = document.createElement("style");
+  style.textContent = "*, ::before, ::after { transition: none !important }";
+  document.head.append(style);
+});"""
+"""Colors are measured where they end, not on their way."""
+
+
 @contextmanager
 def browser() -> Iterator:
     """Headless Chromium, driven by Playwright."""
@@ -78,6 +86,7 @@ class Visit:
         self.host = urlsplit(address).netloc
         self.context = browser.new_context(**options)
         self.context.route("**/*", self._route)
+        self.context.add_init_script(STILL)
         self.page = self.context.new_page()
         self.foreign: list[str] = []
         self.errors: list[str] = []

@@ -135,11 +135,17 @@
   const sideways = () => {
     const room = document.documentElement.clientWidth;
     if (document.documentElement.scrollWidth <= room) return [];
-    const wide = [...document.querySelectorAll("main *")].filter((e) => {
-      const box = e.getBoundingClientRect();
-      return box.right > room + 1 && visible(e) && !clipped(e.parentElement);
-    });
-    return [`scrolls sideways: ${document.documentElement.scrollWidth} > ${room}; ${wide.slice(0, 3).map((e) => e.outerHTML.slice(0, 80))}`];
+    const wide = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
+    const range = document.createRange();
+    while (walker.nextNode()) {
+      const node = walker.currentNode, element = node.nodeType === 3 ? node.parentElement : node;
+      range.selectNodeContents(node);
+      const right = Math.max(...[...(node.nodeType === 3 ? range : node).getClientRects()].map((r) => r.right));
+      if (right > room + 1 && visible(element) && !clipped(element.parentElement))
+        wide.push(node.nodeType === 3 ? `"${short(node.data)}"` : element.outerHTML.slice(0, 80));
+    }
+    return [`scrolls sideways, ${document.documentElement.scrollWidth} > ${room}: ${wide.slice(-2)}`];
   };
   const clipped = (element) => {
     for (; element && element !== document.body; element = element.parentElement)

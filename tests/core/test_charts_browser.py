@@ -72,7 +72,7 @@ def site(tmp_path_factory):
     )
     whole = {"explore": shown.html()} | {k: f.html() for k, f in figures().items()}
     bare = {
-        k: re.sub(r'<(style|script) data-itr="loader">.*?</\1>', "", html, flags=re.S)
+        k: re.sub(r'<(style|script) data-itr="loader"[^>]*>.*?</\1>', "", html, flags=re.S)
         for k, html in whole.items()
     }
     body = "<p>before</p>" + "".join(f"<section id={k}>{v}</section>" for k, v in bare.items())

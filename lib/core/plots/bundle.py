@@ -243,7 +243,7 @@ def chart_html(payload: dict, shown: Figure) -> str:
         f'<div class="itr-chart" role="img" aria-label="{html.escape(shown.description)}" '
         f'style="min-height:{math.ceil(height)}px">'
         f'<script type="application/json" class="itr-spec">{to_json(payload)}</script>'
-        f'<script type="image/svg+xml" data-itr="loader">{shown.svg(mode=None)}</script></div>'
+        f'<script data-itr="loader" type="image/svg+xml">{shown.svg(mode=None)}</script></div>'
     )
 
 

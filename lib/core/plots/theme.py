@@ -77,6 +77,8 @@ def theme() -> dict:
     text = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12.5}
     return {
         "config": {
+            # The description stands for the whole picture; a label on every dot would be noise.
+            "aria": False,
             "background": "transparent",
             "font": FONT,
             "padding": 4,

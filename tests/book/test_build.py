@@ -1,0 +1,215 @@
+"""The build: pages that are computed, the reference, and one whole site of a small project."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import sys
+
+import pytest
+import yaml
+
+from book import build, generated, reference
+from book.source import ROOT, PARTS, Source, SourceError
+from tests.book import sample
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Source:
+    return sample.project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture
+def runs(project) -> dict:
+    rows = json.loads((project.root / "_build/report.json").read_text("utf-8"))["chapters"]
+    return {f"{row['part']}/{row['slug']}": row for row in rows}
+
+
+# ------------------------------------------------------------------------------ the whole site
+
+
+@pytest.fixture(scope="module")
+def site(project):
+    status = build.build(project.root)
+    assert status == 0, (project.root / "_build/site.log").read_text("utf-8")[-3000:]
+    return project.root / "_build" / "html"
+
+
+def test_every_page_is_there_and_holds_what_it_should(site, project):
+    chapter = (site / "chapters/width/ntk.html").read_text("utf-8")
+    assert "Very wide networks" in chapter and "itr-card" in chapter
+    assert sample.SOLUTION not in chapter
+    assert 'id="claims"' in chapter and "charts.js" in chapter
+    board = (site / "scoreboard.html").read_text("utf-8")
+    assert "The frozen kernel wins on every task" in board and "✗ no" in board
+    assert "23.4 s" in (site / "run_times.html").read_text("utf-8")
+    assert "Hongler" in (site / "bibliography.html").read_text("utf-8")
+    assert "lib.width.ntk.kernel" in (site / "reference/lib.width.ntk.html").read_text("utf-8")
+    assert "charts.js" not in (site / "preface.html").read_text("utf-8")
+
+
+def test_no_page_names_a_script_of_another_host(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text("utf-8")
+        foreign = re.findall(
+            r'<(?:script|img|link|iframe)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*', text
+        )
+        assert not foreign, (page.name, foreign)
+        assert not re.search(r"unpkg|jsdelivr|cdnjs|thebe|require\.js", text), page.name
+
+
+def test_no_solution_is_anywhere_in_the_site(site):
+    for path in site.rglob("*"):
+        if (
+            path.suffix in {".html", ".js", ".txt", ".ipynb", ".json"}
+            and "mathjax" not in path.parts
+        ):
+            assert sample.SOLUTION not in path.read_text("utf-8", errors="ignore"), path
+
+
+def test_a_second_build_reads_nothing_again(site, project):
+    before = (site / "chapters/width/ntk.html").stat().st_mtime_ns
+    assert build.build(project.root) == 0
+    assert (site / "chapters/width/ntk.html").stat().st_mtime_ns == before
+
+
+def test_a_warning_fails_the_build_until_it_is_mended(site, project, capfd):
+    page = project.root / "book/pages/preface.md"
+    text = page.read_text("utf-8")
+    page.write_text(text + "\n[a link](nowhere.md)\n")
+    assert build.build(project.root) == 1
+    assert "nowhere" in capfd.readouterr().err
+    page.write_text(text)
+    assert build.build(project.root) == 0
+
+
+# --------------------------------------------------------------------------------- no full site
+
+
+def test_the_book_builds_without_a_chapter(tmp_path):
+    source = sample.project(tmp_path)
+    shutil.rmtree(tmp_path / "chapters")
+    toc = yaml.safe_load((tmp_path / "_toc.yml").read_text())
+    toc["parts"] = [part for part in toc["parts"] if part["caption"] != "Chapters"]
+    (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc))
+    source = Source(tmp_path)
+    stage, pages = build.stage_all(source, tmp_path / "_build")
+    assert "index" in pages and not source.chapters
+    assert "No chapter is finished yet" in (stage.folder / "index.md").read_text("utf-8")
+    assert "No chapter has been run" in (stage.folder / "scoreboard.md").read_text("utf-8")
+
+
+def test_a_chapter_that_has_not_run_is_named(tmp_path, capsys):
+    sample.project(tmp_path)
+    (tmp_path / "_build/executed/width/ntk.ipynb").unlink()
+    assert build.build(tmp_path) == 1
+    assert "width/ntk has not run; python -m book run width/ntk" in capsys.readouterr().err
+
+
+def test_a_chapter_that_failed_is_named(tmp_path, capsys):
+    sample.project(tmp_path)
+    path = tmp_path / "_build/report.json"
+    content = json.loads(path.read_text())
+    error = {"cell": 7, "name": "ValueError", "message": "n is\nnegative"}
+    content["chapters"][0] |= {"status": "failed", "error": error}
+    path.write_text(json.dumps(content))
+    assert build.build(tmp_path) == 1
+    assert "width/ntk: failed in cell 7: ValueError: n is negative" in capsys.readouterr().err
+
+
+def test_a_page_that_is_listed_and_missing_is_named(tmp_path, capsys):
+    sample.project(tmp_path)
+    (tmp_path / "book/pages/notation.md").unlink()
+    assert build.build(tmp_path) == 1
+    assert "_toc.yml names notation" in capsys.readouterr().err
+
+
+def test_an_unknown_mark_is_named(project, runs):
+    with pytest.raises(SourceError, match="asks for generated 'wishes'"):
+        generated.fill("<!-- generated: wishes -->", project, runs, {})
+
+
+def test_claims_are_counted_as_they_are(project, runs):
+    runs["width/ntk"]["claims"].append(
+        {"text": "a number", "paper": "-", "measured": "3", "holds": None}
+    )
+    assert generated.tally(runs["width/ntk"]["claims"]) == (3, 2, 1)
+    board = generated.scoreboard(project, runs)
+    assert "[3]{.itr-number} claims measured again" in board
+    assert "[1]{.itr-number} does not" in board and "[reported]{.itr-open}" in board
+    failing = board.split("## What does not hold here")[1].split("## Width")[0]
+    assert "frozen kernel" in failing and "one quantity" not in failing
+    assert "at this width the kernel still moves" in failing
+
+
+def test_claims_are_shown_literally(project, runs):
+    runs["width/ntk"]["claims"][0] |= {"text": "n_1 * n_2 <b> $x$ `y` | z", "paper": "[a](b)"}
+    board = generated.scoreboard(project, runs)
+    assert r"n\_1 \* n\_2 &lt;b&gt; \$x\$ \`y\` \| z" in board and r"\[a\](b)" in board
+
+
+def test_part_openings_list_every_paper_and_link_the_finished(project):
+    text = generated.papers(project, "width")
+    assert text.count("not written yet") == 8
+    assert "](ntk.ipynb)" in text and "](feature_learning.ipynb)" not in text
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_has_an_opening(part):
+    text = (ROOT / "chapters" / part / "index.md").read_text("utf-8")
+    assert text.startswith("# ") and f"<!-- generated: papers {part} -->" in text
+    assert 40 < len(text.split()) < 250
+
+
+# -------------------------------------------------------------------------------- the reference
+
+
+def test_the_reference_reads_without_importing(project):
+    assert "a_package_that_does_not_exist" not in sys.modules
+    (module,) = [m for m in reference.modules(project) if m.name == "lib.width.ntk"]
+    page = reference.page(project, module)
+    assert "{py:function} kernel(x: Float[Tensor, 'n d'], *, scale: float=0.5)" in page
+    assert "{py:class} Kernel(number: float=1.0)" in page
+    assert "{py:property} half\n:type: float" in page
+    assert "Not for readers" not in page and "_hidden" not in page
+    assert project.link("lib/width/ntk.py#L") in page
+    assert "**Arguments**\n\n- `scale`: what to multiply by, on two lines." in page
+    assert "**Raises**\n\n- `ValueError`: `x` is negative." in page
+    assert r"with \$n\$ samples" in page and r"*number*_" not in page
+    assert "```text\n    n   d\n    1   2\n```" in page
+
+
+@pytest.mark.parametrize(
+    ("code", "signature"),
+    [
+        ("def f(a, b=1, *c, d: int = 2, **e) -> int: ...", "(a, b=1, *c, d: int=2, **e) -> int"),
+        ("def f(a, /, b): ...", "(a, /, b)"),
+    ],
+)
+def test_signature(code, signature):
+    assert reference._signature(ast.parse(code).body[0]) == signature
+
+
+def test_numpy_sections_are_read_too():
+    text = "Sum.\n\nParameters\n----------\na : int\n    First.\nb\n    Second.\n\nReturns\n-------\nint"
+    assert reference.prose_blocks(text) == (
+        "Sum.\n\n**Parameters**\n\n- `a : int`: First.\n- `b`: Second.\n\n**Returns**\n\n- `int`"
+    )
+
+
+# ---------------------------------------------------------------------- the repository's address
+
+
+def test_the_address_stands_in_one_place():
+    """Files of the book derive it from `_config.yml`; chapters repeat it in their set-up cell."""
+    source = Source(ROOT)
+    assert source.setup_cell.count(source.address) == 1
+    owners = [
+        *(ROOT / "book").rglob("*.py"),
+        *(ROOT / "book/pages").rglob("*.md"),
+        ROOT / "_toc.yml",
+    ]
+    for path in owners:
+        assert source.github_name not in path.read_text("utf-8"), path

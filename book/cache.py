@@ -238,11 +238,12 @@ def _owners() -> Mapping[str, list[str]]:
     for distribution in importlib.metadata.distributions():
         try:
             name = distribution.metadata["Name"]
-            tops = (distribution.read_text("top_level.txt") or "").split()
-            tops = tops or {path.parts[0].split(".")[0] for path in distribution.files or ()}
+            tops = set((distribution.read_text("top_level.txt") or "").split())
+            for line in (distribution.read_text("RECORD") or "").splitlines():
+                tops.add(line.split(",", 1)[0].split("/", 1)[0].removesuffix(".py"))
         except Exception:
             continue  # what a broken removal left behind
-        for top in tops:
+        for top in filter(str.isidentifier, tops):
             owners.setdefault(top, []).append(name)
     return owners
 

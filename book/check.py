@@ -26,7 +26,7 @@ SECTIONS = ["Claims", "Where it breaks", "Exercises", "At full scale", "Further 
 PARAMETERS = {"scale": "small", "seed": 0, "device": "auto"}
 CITATION = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
 LINK = re.compile(r"(?<!!)\[[^\[\]]*\]\(([^()\s]+)\)")
-MEASURED = re.compile(r"(?<![\w.,])\d+\.\d{2,}(?![\w.])")
+MEASURED = re.compile(r"(?<![\w.,])\d+\.\d{2,}(?!\w|\.\d)")
 """A number with two decimals or more: in prose it is nearly always one that a run gave."""
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import collections
 import contextlib
 import importlib.metadata
 import json
@@ -399,6 +400,8 @@ class Cluster:
         self.client = self.local = None
         self.topic = f"book-{uuid.uuid4().hex}"
         self.futures: dict[str, Any] = {}
+        self.submitted: dict[str, tuple] = {}
+        self.starts: collections.Counter[str] = collections.Counter()
         self.events: queue.SimpleQueue = queue.SimpleQueue()
 
     def __enter__(self) -> Cluster:
@@ -458,6 +461,7 @@ class Cluster:
         return sum(resources.get("GPU", 0) for resources in offered)
 
     def submit(self, name: str, job: dict[str, Any], gpu: bool, expected: float | None) -> None:
+        self.submitted[name] = (job, gpu, expected)
         future = self.client.submit(
             by_value(chapter_task),
             {**job, "topic": self.topic},
@@ -467,39 +471,62 @@ class Cluster:
             resources={"GPU": 1} if gpu else None,
         )
         self.futures[name] = future
-        future.add_done_callback(lambda _, name=name: self.events.put(("done", name)))
+        future.add_done_callback(lambda future: self.events.put(("done", (name, future))))
 
     def results(
         self, running: set[str], display: Display
     ) -> Iterator[tuple[str, dict[str, Any] | BaseException]]:
-        """Each chapter's name with its result, or the exception that took its place."""
-        alone = None
-        while running:
+        """Each chapter's name with its result, or the exception that took its place.
+
+        A worker that dies takes all its chapters with it, and dask blames every one of them. So a
+        chapter that was there more than twice is set aside, and runs again when nothing else does:
+        if its worker dies then, it was this chapter.
+        """
+        suspects: list[str] = []
+        trial = deserted = None
+        while running or suspects:
+            if not running:
+                trial = suspects.pop(0)
+                self.starts[trial] = 0
+                self.submit(trial, *self.submitted[trial])
+                running.add(trial)
             try:
                 kind, what = self.events.get(timeout=0.5)
             except queue.Empty:
                 display.tick()
                 if self.client.status != "running":
                     return
-                if self.address and not self.client.nthreads():
-                    alone = alone or time.monotonic()
-                    if time.monotonic() - alone > ALONE:
-                        return
-                else:
-                    alone = None
+                if not self.address or self.client.nthreads():
+                    deserted = None
+                elif time.monotonic() - (deserted := deserted or time.monotonic()) > ALONE:
+                    return
                 continue
             if kind == "event":
                 display.heard(what)
-                continue
-            if what not in running:
-                continue
-            future = self.futures.pop(what)
-            if future.status in ("cancelled", "lost"):
-                return
-            running.discard(what)
-            outcome = future.exception() or future.result()
-            future.release()
-            yield what, outcome
+                name = what["name"]
+                if what["event"] != "start" or name not in running:
+                    continue
+                self.starts[name] += 1
+                if self.starts[name] <= (1 if name == trial else 2):
+                    continue
+                self.client.cancel(self.futures.pop(name), force=True)
+                outcome = KilledWorker()
+            else:
+                name, future = what
+                if self.futures.get(name) is not future:
+                    continue
+                del self.futures[name]
+                if future.status in ("cancelled", "lost"):
+                    return
+                outcome = future.exception() or future.result()
+                future.release()
+                if type(outcome).__name__ == "KilledWorker":
+                    outcome = KilledWorker()
+            running.discard(name)
+            if isinstance(outcome, KilledWorker) and name != trial:
+                suspects.append(name)
+            else:
+                yield name, outcome
 
     def __exit__(self, *reason: Any) -> None:
         """Stop what still runs; the chapters' processes end with it."""
@@ -513,6 +540,13 @@ class Cluster:
         with contextlib.suppress(Exception):
             if self.local is not None:
                 self.local.close(timeout=5)
+
+
+class KilledWorker(Exception):
+    """A chapter whose workers die."""
+
+    def __init__(self) -> None:
+        super().__init__("its worker died each time, also when nothing else ran there")
 
 
 def by_value(function: Any) -> Any:

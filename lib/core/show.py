@@ -116,8 +116,10 @@ def _assigned(reference: str) -> tuple[str, Path, str, int]:
     path = Path(sys.modules[module].__file__).resolve()
     text = path.read_text(encoding="utf-8")
     for node in ast.parse(text).body:
-        targets = getattr(node, "targets", [getattr(node, "target", node)])
-        names = [getattr(t, "id", getattr(t, "name", None)) for t in targets]
+        names = [getattr(node, "name", None)]
+        targets = getattr(node, "targets", [node.target] if hasattr(node, "target") else [])
+        for target in targets:
+            names += [part.id for part in ast.walk(target) if isinstance(part, ast.Name)]
         if name in names:
             first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
             code = "\n".join(text.splitlines()[first - 1 : node.end_lineno])

@@ -476,8 +476,8 @@ class OneStep(nn.Module):
         self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
-        # The first pass must not leave its activations in the hooks' graph when order is 1:
-        # inner_sgd then returns constants, and the second pass overwrites what hooks recorded.
+        # Hooks see two passes and keep the second. With order 1, inner_sgd returns constants, so
+        # nothing of the first pass is left in the graph.
         theta = {n: p.detach().requires_grad_() for n, p in self.inside.named_parameters()}
 
         def inner(params: dict[str, Tensor]) -> Tensor:

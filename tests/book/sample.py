@@ -6,6 +6,7 @@ The outputs are made by calling the library's own display objects, so that no ke
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -311,38 +312,11 @@ def executed(source: Source) -> dict[str, Any]:
     result = copy.deepcopy(notebook(source))
     result["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
     result["metadata"]["papermill"] = {"start_time": "2026-01-01T00:00:00"}
-    frame = pd.DataFrame({f"a long name for column {i}": [i / 3, i / 7] for i in range(14)})
-    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}}
-    live = bundle(explorable())
-    live["data"].update(widget)
-    plain = {"text/plain": "<object>"}
-    outputs = {
-        "figure(": [
-            bundle(figure(chart(), "Movement falls with width for one, two and three layers."))
-        ],
-        "Markdown(": [
-            _display(
-                {
-                    "text/markdown": "The largest movement is **0.50**, or $2^{-1}$.",
-                    "text/plain": "<Markdown>",
-                }
-            )
-        ],
-        "explore(": [
-            {"output_type": "stream", "name": "stderr", "text": "a warning from elsewhere"},
-            live,
-        ],
-        "show(": [_display(bundle(show("lib.core.stats:Spread"))["data"])],
-        "frame": [_display({"text/html": frame.to_html(), **plain})],
-        "picture": [_display({"image/png": PNG, **plain})],
-        "claims.add": [bundle(claims())],
-        "assert": [{"output_type": "stream", "name": "stdout", "text": "check passed, secretly"}],
-    }
     for cell in result["cells"]:
         if cell["cell_type"] == "code":
-            for start, found in outputs.items():
+            for start, found in outputs().items():
                 if cell["source"].startswith(start):
-                    cell["outputs"] = found
+                    cell["outputs"] = copy.deepcopy(found)
     injected = {
         "cell_type": "code",
         "id": "injected",
@@ -353,6 +327,28 @@ def executed(source: Source) -> dict[str, Any]:
     }
     result["cells"].insert(3, injected)
     return result
+
+
+@functools.cache
+def outputs() -> dict[str, list[dict[str, Any]]]:
+    """What the cells that begin so leave behind."""
+    frame = pd.DataFrame({f"a long name for column {i}": [i / 3, i / 7] for i in range(14)})
+    live = bundle(explorable())
+    live["data"]["application/vnd.jupyter.widget-view+json"] = {"model_id": "x"}
+    plain = {"text/plain": "<object>"}
+    return {
+        "figure(": [bundle(figure(chart(), DESCRIPTION))],
+        "Markdown(": [_display({"text/markdown": "It is **0.50**, or $2^{-1}$.", **plain})],
+        "explore(": [
+            {"output_type": "stream", "name": "stderr", "text": "a warning from elsewhere"},
+            live,
+        ],
+        "show(": [_display(bundle(show("lib.core.stats:Spread"))["data"])],
+        "frame": [_display({"text/html": frame.to_html(), **plain})],
+        "picture": [_display({"image/png": PNG, **plain})],
+        "claims.add": [bundle(claims())],
+        "assert": [{"output_type": "stream", "name": "stdout", "text": "check passed, secretly"}],
+    }
 
 
 def _display(data: dict[str, Any]) -> dict[str, Any]:

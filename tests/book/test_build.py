@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from book import build, generated, reference
-from book.source import ROOT, PARTS, Source, SourceError
+from book.source import PARTS, ROOT, Source, SourceError
 from tests.book import sample
 
 
@@ -193,7 +193,8 @@ def test_signature(code, signature):
 
 
 def test_numpy_sections_are_read_too():
-    text = "Sum.\n\nParameters\n----------\na : int\n    First.\nb\n    Second.\n\nReturns\n-------\nint"
+    text = "Sum.\n\nParameters\n----------\na : int\n    First.\nb\n    Second.\n\n"
+    text += "Returns\n-------\nint"
     assert reference.prose_blocks(text) == (
         "Sum.\n\n**Parameters**\n\n- `a : int`: First.\n- `b`: Second.\n\n**Returns**\n\n- `int`"
     )

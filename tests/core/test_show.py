@@ -58,6 +58,7 @@ def test_methods_are_moved_to_the_margin():
 def test_names_and_modules():
     shown = show("lib.core.plots.theme:CATEGORY").listings[0]
     assert shown.code.startswith("CATEGORY = [") and shown.first == shown.last
+    assert show("lib.core.plots.theme:GRID").listings[0].code.startswith("INK, MUTED, AXIS, GRID")
     assert show("lib.core.stats:Spread").listings[0].code.startswith("@dataclass(frozen=True)\n")
     whole = show(stats).listings[0]
     assert whole.first == 1 and whole.code + "\n" == (ROOT / whole.path).read_text()

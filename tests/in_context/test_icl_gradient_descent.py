@@ -9,12 +9,12 @@ from lib.core.params import distance, interpolate
 from lib.core.schedules import schedule
 from lib.core.seeds import child
 from lib.core.stats import relative_error
+from lib.in_context import icl_gradient_descent as icl
 from lib.in_context.icl_gradient_descent import (
     DeepFeatures,
     LinearSelfAttention,
     LSALayer,
     alignment,
-    constructed,
     copying,
     effective_rates,
     gd_construction,
@@ -45,6 +45,11 @@ def double():
 @pytest.fixture
 def tasks(gen, double):
     return sample_regression(16, 7, 5, gen=gen)
+
+
+def constructed(*args, **options):
+    """In the tests' precision."""
+    return icl.constructed(*args, dtype=torch.get_default_dtype(), **options)
 
 
 # ---- Tasks

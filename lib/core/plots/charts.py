@@ -196,16 +196,13 @@ def heatmap(
     low, high = domain or (0.0, 1.0)
     table = pd.DataFrame(
         [
-            {
-                "row": r,
-                "column": c,
-                "value": float(m[i, j]),
-                "bright": _is_bright(m[i, j], low, high, palette),
-            }
+            {"row": r, "column": c, "value": float(m[i, j])}
             for i, r in enumerate(names[0])
             for j, c in enumerate(names[1])
         ]
     )
+    if text is not None:
+        table["bright"] = [_is_bright(v, low, high, palette) for v in table["value"]]
     # Thin the labels where cells are smaller than text, and turn long ones below their column.
     across = max(map(len, names[1])) * 7 + 6
     turned = across > cell and columns is not None

@@ -1,11 +1,10 @@
 /* Draws every .itr-chart on the page with Vega: fits it to its room, drives explorables' controls.
-   Vega comes from window.vegaEmbed, from this script's data-vega address, or, outside the book,
+   Vega comes from window.vegaEmbed, from the address in a script's data-vega, or, outside the book,
    from the addresses in window.itrVega. */
 (() => {
   "use strict";
   if (window.itrCharts) { window.itrCharts.init(); return; }
   const SELECTOR = ".itr-chart";
-  const local = document.currentScript && document.currentScript.dataset.vega;
   const clone = (value) => JSON.parse(JSON.stringify(value));
   let library;
 
@@ -21,11 +20,12 @@
     if (!window.vegaEmbed && document.readyState === "loading")
       await new Promise((done) => addEventListener("DOMContentLoaded", done, { once: true }));
     if (window.vegaEmbed) return window.vegaEmbed;
+    const local = document.querySelector("script[data-vega]");
     // A module loader on the page (require.js) would swallow the libraries' globals.
     const define = window.define;
     window.define = undefined;
     try {
-      for (const src of local ? [local] : window.itrVega || []) await script(src);
+      for (const src of local ? [local.dataset.vega] : window.itrVega || []) await script(src);
     } finally { window.define = define; }
     if (!window.vegaEmbed) throw new Error("Vega is not on this page");
     return window.vegaEmbed;

@@ -162,30 +162,31 @@ def moment_predict(
             f"layers={layers}, but the weights hold {stored}: allowed is 1 or {layers}"
         )
     context = tokens[..., :-1, :]
-    g = context.mT @ context
+    # Tasks last: products with a weight are then one matrix product each, and with G plain sums.
+    g = (context.mT @ context).movedim(-3, -1).contiguous()
     heads = [
         [(a[..., k, h, :, :], c[..., k, h, :, :]) for h in range(a.shape[-3])]
         for k in range(stored)
     ]
 
     def moments(k: int, v: Tensor) -> Tensor:
-        """``G_k v``."""
+        """``G_k v``, for one vector in each task: ``v`` is ``"*s e b"``."""
         if k == 0:
-            return (g @ v[..., None])[..., 0]
+            return (g * v[..., None, :, :]).sum(-2)
         return forth(k - 1, moments(k - 1, back(k - 1, v)))
 
     def forth(k: int, v: Tensor) -> Tensor:
-        """``M_k v``: vectors are rows here, so a matrix acts from the right, transposed."""
-        return v + sum(moments(k, v @ c_h.mT) @ a_h.mT for a_h, c_h in heads[k % stored])
+        """``M_k v``."""
+        return v + sum(a_h @ moments(k, c_h @ v) for a_h, c_h in heads[k % stored])
 
     def back(k: int, v: Tensor) -> Tensor:
         """``M_k^T v``."""
-        return v + sum(moments(k, v @ a_h) @ c_h for a_h, c_h in heads[k % stored])
+        return v + sum(c_h.mT @ moments(k, a_h.mT @ v) for a_h, c_h in heads[k % stored])
 
-    query = tokens[..., -1, :]
+    query = tokens[..., -1, :].mT
     for k in range(layers):
         query = forth(k, query)
-    return -query[..., -1]
+    return -query[..., -1, :]
 
 
 def gd_construction(d: int, eta: Rates, n: int, w0: Float[Tensor, "d"] | None = None) -> Params:
@@ -202,17 +203,18 @@ def gd_construction(d: int, eta: Rates, n: int, w0: Float[Tensor, "d"] | None = 
         n: examples in the context.
 
     Returns:
-        A state dict for ``LinearSelfAttention(d + 1, layers=..., looped=...)``.
+        A state dict for ``LinearSelfAttention(d + 1, layers=..., looped=...)``, in float64.
     """
     etas = [float(eta)] if isinstance(eta, (int, float)) else [float(r) for r in eta]
     positive(d=d, n=n, layers=len(etas))
-    read_x = torch.eye(d + 1)
+    read_x = torch.eye(d + 1, dtype=torch.float64)
     read_x[d, d] = 0.0
-    values = torch.zeros(len(etas), 1, d + 1, d + 1)
+    values = torch.zeros(len(etas), 1, d + 1, d + 1, dtype=torch.float64)
     values[..., d, d] = -1.0
     if w0 is not None:
         values[0, 0, d, :d] = w0
-    project = torch.tensor(etas)[:, None, None, None] / n * torch.eye(d + 1)
+    rates = torch.tensor(etas, dtype=torch.float64)[:, None, None, None]
+    project = rates / n * torch.eye(d + 1)
     reads = read_x.expand(len(etas), 1, d + 1, d + 1)
     return {"W_K": reads.clone(), "W_Q": reads.clone(), "W_V": values, "P": project}
 
@@ -231,23 +233,31 @@ def gdpp_construction(d: int, eta: Rates, gamma: Rates, n: int) -> Params:
     if len(etas) != len(gammas):
         raise ValueError(f"eta has {len(etas)} values and gamma {len(gammas)}: allowed is as many")
     params = gd_construction(d, etas, n)
-    params["P"] = torch.eye(d + 1).expand_as(params["P"]) / n
-    diagonals = torch.tensor([[-g] * d + [-r] for r, g in zip(etas, gammas, strict=True)])
-    params["W_V"] = torch.diag_embed(diagonals)[:, None]
+    diagonals = [[-g] * d + [-r] for r, g in zip(etas, gammas, strict=True)]
+    params["W_V"] = torch.diag_embed(torch.tensor(diagonals, dtype=torch.float64))[:, None]
+    params["P"] = (torch.eye(d + 1, dtype=torch.float64) / n).expand_as(params["P"]).clone()
     return params
 
 
 def constructed(
-    d: int, params: Params, layers: int | None = None, **options
+    d: int,
+    params: Params,
+    layers: int | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    **options,
 ) -> LinearSelfAttention:
-    """An ``LinearSelfAttention`` with constructed weights: a stack, or one layer looped."""
+    """A ``LinearSelfAttention`` with constructed weights, as a stack or as one layer looped.
+
+    Args:
+        layers: how often one layer is applied; a stack has as many as it has rates.
+        options: passed on, e.g. ``dampening``.
+    """
     stored = params["P"].shape[0]
-    model = LinearSelfAttention(
-        d + 1, layers=layers or stored, looped=stored == 1, **options
-    ).requires_grad_(False)
-    own = model.state_dict()
-    model.load_state_dict({**own, **params})
-    return model.to(params["P"].dtype)
+    model = LinearSelfAttention(d + 1, layers=layers or stored, looped=stored == 1, **options)
+    model = model.to(dtype).requires_grad_(False)
+    model.load_state_dict(params)
+    return model
 
 
 def softmax_pair(
@@ -264,7 +274,7 @@ def softmax_pair(
     """
     e = len(a)
     scale = n / (2 * epsilon)
-    eye = torch.eye(e, dtype=a.dtype)
+    eye = torch.eye(e).to(a)
     queries = epsilon * e**0.5 * c  # undoes the softmax's 1 / sqrt(key_dim)
     return {
         "W_K": eye.expand(1, 2, e, e).clone(),

@@ -26,8 +26,11 @@ SECTIONS = ["Claims", "Where it breaks", "Exercises", "At full scale", "Further 
 PARAMETERS = {"scale": "small", "seed": 0, "device": "auto"}
 CITATION = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
 LINK = re.compile(r"(?<!!)\[[^\[\]]*\]\(([^()\s]+)\)")
-MEASURED = re.compile(r"(?<![\w.,])\d+\.\d{2,}(?!\w|\.\d)")
-"""A number with two decimals or more: in prose it is nearly always one that a run gave."""
+MEASURED = re.compile(r"(?<![\w.,])(?!0\.0*[1-9](?!\d))\d+\.\d{2,}(?!\w|\.\d)")
+"""A number with two decimals or more: in prose it is nearly always one that a run gave. Round ones
+like 0.05 are settings."""
+QUOTED = re.compile(r"\b(paper|authors?|published|reported|reports?|records?)\b", re.I)
+"""Paragraphs with these words may quote a number from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -434,9 +437,11 @@ class _Chapter:
             for alt, _ in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", plain):
                 if len(alt.split()) < 3:
                     yield self.find(index, "a picture without a description", "say what it shows")
-            for number in MEASURED.findall(_without_links(_without_math(plain))):
+            own = [block for block in plain.split("\n\n") if not QUOTED.search(block)]
+            numbers = MEASURED.findall(_without_links(_without_math("\n\n".join(own))))
+            if numbers:
                 mend = "compute it in a cell tagged remove-input, or set a given constant as $...$"
-                yield self.find(index, f"the number {number} is typed into the prose", mend)
+                yield self.find(index, f"{', '.join(numbers)} typed into the prose", mend)
 
     def budget(self, run: dict[str, Any]) -> Iterator[Finding]:
         if run.get("scale", "small") != "small" or run.get("status") not in ("ok", "cached"):

@@ -43,6 +43,8 @@ def main(args: argparse.Namespace) -> int:
         except OSError as error:
             raise BookError(f"cannot write {name}: {error.strerror or error}") from None
         print(f"wrote {name}")
+    if (part, slug) not in titles:
+        print(f"note: {part}/{slug} is not among the papers of book/papers.csv")
     print(
         f"\npython -m book lab           to write it\n"
         f"python -m book run {slug:<9} to execute it\n"
@@ -209,6 +211,13 @@ claims.add(
     measured=f"{slope.slope:.2f}",
     holds=abs(slope.slope + 0.5) < 0.1,
 )
+worst = (spreads["measured"] / spreads["predicted"] - 1).abs().max()
+claims.add(
+    "The closed form holds at each size.",
+    paper="ratio 1",
+    measured=f"within {worst:.0%}",
+    holds=bool(worst < 0.15),
+)
 claims.add(
     "The mean of one number spreads as the number does.",
     paper="1",
@@ -329,8 +338,8 @@ def notebook(part: str, slug: str, paper: str, setup: str) -> str:
                 "arxiv": "0000.00000",
                 "key": "TODO",
             },
-            "needs": [],
-            "gives": [],
+            "needs": ["TODO: what to know before"],
+            "gives": ["TODO: what a reader takes away"],
             "minutes": 25,
         },
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -114,10 +114,16 @@ def chapter_page(
 
 
 def _opening(source: Source, chapter: Chapter, text: str, run: dict[str, Any]) -> list[Cell]:
-    """Title and first paragraph, then the card, then the rest of the opening cell."""
+    """Title and first paragraph, then the card, then the rest of the opening cell.
+
+    The card cites the paper, so the sentence that cites it in the notebook goes.
+    """
     blocks = text.strip().split("\n\n")
     lead = 2 if blocks[0].startswith("# ") and len(blocks) > 1 else 1
-    parts = ["\n\n".join(blocks[:lead]), card(source, chapter, run), "\n\n".join(blocks[lead:])]
+    number = re.escape(str((chapter.book.get("paper") or {}).get("arxiv")))
+    cited = re.compile(rf"^[^\n]*\(https://arxiv\.org/abs/{number}\)[.,;]?\s*")
+    rest = "\n\n".join(filter(None, (cited.sub("", block) for block in blocks[lead:])))
+    parts = ["\n\n".join(blocks[:lead]), card(source, chapter, run), rest]
     return [_markdown(part) for part in parts if part]
 
 
@@ -217,22 +223,20 @@ def _code(
         return
     grading = cell.get("metadata", {}).get("nbgrader", {})
     code = text_of(cell).rstrip()
-    mystnb: dict[str, Any] = {}
+    fold = None
     if grading.get("solution"):
         code, outputs = stub(code), []
     elif grading.get("grade"):
-        outputs = []
-        tags.append("hide-input")
-        mystnb["code_prompt_show"] = "Show the check"
-        mystnb["code_prompt_hide"] = "Hide the check"
+        outputs, fold = [], "the check"
     else:
         pictures.is_thumbnail = "thumbnail" in tags
         description = cell.get("metadata", {}).get("mystnb", {}).get("image", {}).get("alt", "")
         outputs = list(_outputs(source, result.get("outputs", []), pictures, description, where))
-    if "parameters" in tags:
+        fold = _fold(code, tags, result.get("outputs", []))
+    mystnb = {}
+    if fold:
         tags.append("hide-input")
-        mystnb["code_prompt_show"] = "Show the parameters"
-        mystnb["code_prompt_hide"] = "Hide the parameters"
+        mystnb = {"code_prompt_show": f"Show {fold}", "code_prompt_hide": f"Hide {fold}"}
     metadata: dict[str, Any] = {"tags": list(dict.fromkeys(tags))} if tags else {}
     if mystnb:
         metadata["mystnb"] = mystnb
@@ -243,6 +247,27 @@ def _code(
         "outputs": outputs,
         "source": code,
     }
+
+
+LONG = 20
+"""Lines from which the code of a figure or of the claims is folded; the tag `show-input` keeps it."""
+
+
+def _fold(code: str, tags: list[str], outputs: list[Output]) -> str | None:
+    """What to call the code of this cell when it is folded; None where it stays in view."""
+    if "parameters" in tags:
+        return "the parameters"
+    if {"show-input", "hide-input", "remove-input"} & set(tags):
+        return None
+    if outputs and re.search(r"^SETTINGS\b", code, re.M):
+        return "the imports and the settings"
+    shown = {key for output in outputs for key in output.get("metadata", {})}
+    if code.count("\n") + 1 >= LONG:
+        if "figure" in shown:
+            return "the code of this figure"
+        if "claims" in shown:
+            return "how the claims are measured"
+    return None
 
 
 def stub(code: str) -> str:

@@ -199,6 +199,7 @@ def _environment(job: dict[str, Any], scratch: Path, root: Path) -> dict[str, st
         IPYTHONDIR=str(scratch / "ipython"),
         JUPYTER_RUNTIME_DIR=str(scratch / "runtime"),
         JUPYTER_PLATFORM_DIRS="1",
+        BOOK_PRESS="1",  # no progress bars: nobody watches, and a page must not show remains
     )
     environment.pop("PYTHONSTARTUP", None)
     if job["one_thread"]:

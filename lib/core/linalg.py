@@ -27,10 +27,13 @@ def chol(
     K = K.double()
     if not torch.isfinite(K).all():
         raise ValueError("K has entries that are not finite")
-    eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
-    scale = K.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    diagonal = K.diagonal(dim1=-2, dim2=-1)
     for _ in range(tries):
-        L, info = torch.linalg.cholesky_ex(K + jitter * scale * eye)
+        shifted = K
+        if jitter > 0:
+            more = jitter * diagonal.mean(-1, keepdim=True).expand_as(diagonal)
+            shifted = K + torch.diag_embed(more)
+        L, info = torch.linalg.cholesky_ex(shifted)
         if not info.any():
             return L, jitter
         jitter = max(10 * jitter, 1e-14)

@@ -40,8 +40,7 @@ def kernel_ridge(
     """
     if lam < 0:
         raise ValueError(f"lam={lam}: allowed is 0 or more")
-    eye = torch.eye(K.shape[-1], dtype=torch.float64, device=K.device)
-    L, _ = chol(K.double() + lam * eye, tries=1)
+    L, _ = chol(_add_to_diagonal(K, lam), tries=1)
     return torch.cholesky_solve(y.double(), L)
 
 
@@ -72,9 +71,7 @@ class GP:
         """
         if x.shape[-2] != y.shape[-2]:
             raise ValueError(f"x has {x.shape[-2]} rows and y {y.shape[-2]}: allowed is one number")
-        K = self.kernel(x, x).double()
-        eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
-        self.L, self.jitter = chol(K + self.noise * eye)
+        self.L, self.jitter = chol(_add_to_diagonal(self.kernel(x, x), self.noise))
         self.x, self.y = x, y.double()
         self.alpha = torch.cholesky_solve(self.y, self.L)
         return self
@@ -104,6 +101,12 @@ class GP:
         L, self.jitter = chol(self.kernel(x, x))
         z = torch.randn(n, *x.shape[:-1], generator=gen, dtype=torch.float64).to(L.device)
         return (L @ z[..., None])[..., 0]
+
+
+def _add_to_diagonal(K: Tensor, value: float) -> Tensor:
+    K = K.to(torch.float64, copy=True)
+    K.diagonal(dim1=-2, dim2=-1).add_(value)
+    return K
 
 
 def _distances(x1: Tensor, x2: Tensor, length: float) -> Tensor:

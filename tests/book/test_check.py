@@ -186,7 +186,7 @@ WRONG = {
     ),
     "typed number": (
         lambda n: find(n, "## Where").update(source="## Where it breaks\n\nIt reaches 0.973."),
-        "the number 0.973 is typed into the prose",
+        "0.973 typed into the prose; compute it",
     ),
 }
 
@@ -201,7 +201,16 @@ def test_what_is_wrong_is_named_in_one_line(project, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["$0.2825$ is given", "`x = 0.125`", "version 2.13.0", "3.5 times", "arXiv 1806.07572"]
+    "text",
+    [
+        "$0.2825$ is given",
+        "`x = 0.125`",
+        "version 2.13.0",
+        "3.5 times",
+        "arXiv 1806.07572",
+        "a step of 0.05 or 0.001",
+        "The paper reports 0.8342.",
+    ],
 )
 def test_numbers_that_no_run_gave_are_left_alone(project, text):
     def change(notebook):

@@ -44,7 +44,7 @@ def test_it_runs_as_it_is(tree):
     done = tree.press("run", "dynamics/my_idea")
     assert done.returncode == 0, done.stdout + done.stderr
     row = tree.report()["my_idea"]
-    assert [claim["holds"] for claim in row["claims"]] == [True, True]
+    assert [claim["holds"] for claim in row["claims"]] == [True, True, True]
 
 
 @pytest.mark.parametrize(

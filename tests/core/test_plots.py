@@ -109,6 +109,15 @@ def test_a_long_title_is_wrapped_not_cut():
     assert len(lines) >= 2 and " ".join(lines) == title
 
 
+def test_color_and_shape_of_one_field_share_a_legend():
+    hue = alt.Color("k", title="group", scale=alt.Scale(domain=["b", "a"]))
+    same = points().encode(color=hue, shape="k")
+    assert plots.figure(same, WORDS).svg().count('role-legend"') == 1
+    other = plots.figure(points().encode(color=hue, shape="x:O"), WORDS)
+    assert other.svg().count('role-legend"') == 2
+    assert 'fill="black"' not in other.svg() and 'stroke="black"' not in other.svg()
+
+
 # --------------------------------------------------------------------------------- the data
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import altair as alt
 import vl_convert as vlc
 
-from lib.core.plots.theme import STATIC, color, paint, stylesheet
+from lib.core.plots.theme import MUTED, STATIC, color, paint, stylesheet
 
 MAX_ROWS = 20_000
 DIGITS = 5
@@ -108,12 +108,41 @@ def to_spec(chart: Any) -> tuple[str, str, dict]:
             "chart has no title: set .properties(title=...) to the finding it shows "
             "(for a composed chart, on the whole)"
         )
+    _tend_legends(spec)
     _round_data(spec)
     try:
         json.dumps(spec, allow_nan=False)
     except ValueError as error:
         raise ValueError(f"chart holds a number that JSON cannot carry: {error}") from None
     return title, subtitle, spec
+
+
+def _tend_legends(node: Any) -> None:
+    """One legend for a field that sets color and shape; no black symbols, which dark pages hide."""
+    if isinstance(node, list):
+        for part in node:
+            _tend_legends(part)
+        return
+    if not isinstance(node, dict):
+        return
+    encoding = node.get("encoding") or {}
+    hue = encoding.get("color") or {}
+    for channel in ("shape", "strokeDash", "size"):
+        other = encoding.get(channel) or {}
+        if "field" not in hue or "field" not in other or other.get("legend", "") is None:
+            continue
+        if other["field"] != hue["field"]:
+            gray = {"symbolFillColor": MUTED, "symbolStrokeColor": MUTED}
+            other["legend"] = gray | other.get("legend", {})
+            continue
+        # Vega-Lite draws one legend where field, title and domain agree.
+        other |= {key: hue[key] for key in ("title", "sort") if key in hue and key not in other}
+        domain = (hue.get("scale") or {}).get("domain")
+        if domain is not None:
+            other["scale"] = {"domain": domain} | (other.get("scale") or {})
+    for key, value in node.items():
+        if key not in ("datasets", "data", "config"):
+            _tend_legends(value)
 
 
 def _title(title: Any) -> tuple[str, str]:

@@ -31,69 +31,110 @@
     return window.vegaEmbed;
   })();
 
-  const restackable = (node) => !!(node.hconcat || ((node.concat || node.facet || node.repeat) && node.columns !== 1)
-    || (node.encoding && ((node.encoding.facet && node.encoding.facet.columns !== 1) || node.encoding.column))
-    || [...(node.vconcat || []), ...(node.concat || []), node.spec].some((n) => n && restackable(n)));
+  const children = (node) => [...(node.hconcat || []), ...(node.vconcat || []), ...(node.concat || []), ...(node.layer || []), node.spec].filter(Boolean);
+  const walk = (node, visit) => { visit(node); children(node).forEach((n) => walk(n, visit)); };
 
-  /* Side by side becomes one below the other. */
-  const restack = (node) => {
-    if (node.hconcat) { node.vconcat = node.hconcat; delete node.hconcat; }
-    if (node.concat || node.facet || node.repeat) {
-      if (node.facet && node.facet.column) { node.facet.row = node.facet.column; delete node.facet.column; }
-      node.columns = 1;
-    }
-    const encoding = node.encoding || {};
-    if (encoding.facet) encoding.facet.columns = 1;
-    if (encoding.column) { if (!encoding.row) encoding.row = encoding.column; delete encoding.column; }
-    [...(node.vconcat || []), ...(node.concat || []), node.spec].forEach((n) => n && restack(n));
+  /* Views side by side go into fewer columns; `share` is the part of the width there is room for. */
+  const restack = (spec, share) => {
+    let changed = false;
+    const fewer = (holder, now) => {
+      const next = Math.max(1, Math.min(now - 1, Math.floor(now * share)));
+      if (now > 1) { holder.columns = next; changed = true; }
+    };
+    walk(spec, (node) => {
+      const encoding = node.encoding || {};
+      if (node.hconcat) { node.concat = node.hconcat; delete node.hconcat; fewer(node, node.concat.length); }
+      else if (node.concat) fewer(node, Math.min(node.columns || node.concat.length, node.concat.length));
+      if (node.facet && node.facet.column) { node.facet.row ||= node.facet.column; delete node.facet.column; changed = true; }
+      else if ((node.facet && node.facet.field) || node.repeat) fewer(node, node.columns || 4);
+      if (encoding.facet) fewer(encoding.facet, encoding.facet.columns || 4);
+      if (encoding.column) { encoding.row ||= encoding.column; delete encoding.column; changed = true; }
+    });
+    return changed;
   };
 
-  /* Take `excess` pixels from the width of every view with marks; how many could not be taken. */
-  const narrow = (node, excess, width, usual) => {
+  /* Take `excess` pixels from the width of every view, down to `least`; how many were not taken. */
+  const narrow = (node, excess, least, usual) => {
     const parts = node.hconcat || node.vconcat || node.concat;
     if (parts) {
       const share = excess / (node.hconcat ? parts.length : node.concat ? Math.min(node.columns || parts.length, parts.length) : 1);
-      return Math.max(...parts.map((n) => narrow(n, share, width, usual)));
+      return Math.max(...parts.map((n) => narrow(n, share, least, usual)));
     }
-    if (node.spec) return narrow(node.spec, excess / (node.columns || 1), width, usual);
+    if (node.spec) return narrow(node.spec, excess / (node.columns || 1), least, usual);
     const encoding = node.encoding || {}, x = encoding.x || (((node.layer || [])[0] || {}).encoding || {}).x || {};
-    const facets = (encoding.facet && encoding.facet.columns) || 1;
+    excess /= (encoding.facet && encoding.facet.columns) || 1;
     if (node.width && node.width.step && Array.isArray(x.sort)) {
       // A heat map: whole pixels a cell, or seams show; cells stay square.
-      const step = Math.max(3, Math.floor(node.width.step - excess / x.sort.length));
+      const step = Math.max(Math.min(6, node.width.step), Math.floor(node.width.step - excess / x.sort.length));
       const taken = (node.width.step - step) * x.sort.length;
       if (node.height && node.height.step === node.width.step) node.height.step = step;
       node.width.step = step;
       return excess - taken;
     }
-    const now = typeof node.width === "number" ? node.width : /nominal|ordinal/.test(x.type) ? width : usual;
-    node.width = Math.max(140, Math.floor(now - excess / facets));
-    return excess / facets - (now - node.width);
+    const now = typeof node.width === "number" ? node.width : usual;
+    node.width = Math.max(Math.min(now, least), Math.floor(now - excess));
+    // Marks placed by the pixel keep their place in the picture.
+    walk(node, (n) => ["x", "x2"].forEach((key) => {
+      const place = (n.encoding || {})[key];
+      if (place && typeof place.value === "number") place.value *= node.width / now;
+    }));
+    return excess - (now - node.width);
   };
 
-  /* One step towards a narrower picture; false when nothing is left to do. */
-  const shrink = (spec, width, room, pass, stage) => {
+  /* One step towards a narrower picture: the pixels asked of the views, 0 for another step,
+     null where nothing is left to do. */
+  const shrink = (spec, width, room, stage, done) => {
     const config = spec.config ||= {}, legend = config.legend ||= {};
-    const before = JSON.stringify(spec);
-    const labels = [...stage.querySelectorAll(".role-legend-label text")].map((t) => t.getComputedTextLength());
-    const columns = Math.max(1, Math.floor((room - 50) / (Math.max(30, ...labels) + 32)));
-    if (pass === 0 && labels.length && (room < 560 || columns < labels.length)) {
-      // Legends first: above the picture, in as many columns as there is room for.
-      legend.columns = columns;
-      if (room < 560) legend.layout = { ...legend.layout, top: { direction: "vertical", anchor: "start" } };
-      legend.gradientLength = Math.min(legend.gradientLength || 200, room - 60);
+    const edge = stage.getBoundingClientRect().left;
+    const legends = [...stage.querySelectorAll(".role-legend")].map((g) => g.getBoundingClientRect());
+    const over = Math.max(0, ...legends.map((box) => box.right - edge - room));
+    if (!done.legend && legends.length && (over > 1 || room < 560)) {
+      // Above the picture, one below the other, in as many columns as there is room for.
+      done.legend = true;
+      const start = Math.min(...legends.map((box) => box.left - edge), room / 3);
+      const labels = [...stage.querySelectorAll(".role-legend-label text")].map((t) => t.getComputedTextLength());
+      legend.columns = Math.max(1, Math.floor((room - start) / (Math.max(30, ...labels) + 34)));
+      legend.labelLimit = room - start - 30;
+      if (over > 1) legend.layout = { ...legend.layout, top: { direction: "vertical", anchor: "start" } };
       const unset = (node) => {
         if (!node || typeof node !== "object") return;
-        if (node.legend && node.legend.orient) delete node.legend.orient;
-        Object.keys(node).forEach((key) => key !== "datasets" && key !== "values" && key !== "config" && unset(node[key]));
+        if (node.legend) ["orient", "columns", "labelLimit"].forEach((key) => delete node.legend[key]);
+        Object.keys(node).forEach((key) => !/^(datasets|values|config)$/.test(key) && unset(node[key]));
       };
       unset(spec);
-      if (JSON.stringify(spec) !== before) return true;
+      return 0;
+    }
+    if (over > 1 && !done.gradient) {
+      done.gradient = true;
+      legend.gradientLength = Math.max(60, (legend.gradientLength || 200) - over);
+      return 0;
     }
     const usual = (config.view || {}).continuousWidth || 300;
-    if (width > 1.2 * room && restackable(spec)) restack(spec);
-    else if (narrow(spec, width - room, width, usual) > 60 && restackable(spec)) restack(spec);
-    return JSON.stringify(spec) !== before;
+    // Views side by side stay wide enough to be read, or go below one another.
+    const trial = clone(spec);
+    if (width < 1.25 * room && narrow(trial, width - room, 190, usual) < 1) {
+      Object.assign(spec, trial);
+      return width - room;
+    }
+    if (restack(spec, room / width)) return 0;
+    return narrow(spec, width - room, 140, usual) < width - room ? width - room : null;
+  };
+
+  /* Labels of categories that run into one another are turned. */
+  const turnLabels = (spec, stage) => {
+    const crowded = [...stage.querySelectorAll(".role-axis-label")].some((axis) => {
+      const boxes = [...axis.querySelectorAll("text")].map((t) => t.getBoundingClientRect());
+      return boxes.some((box, i) => i && Math.abs(box.top - boxes[i - 1].top) < 2 && box.left < boxes[i - 1].right + 2 && box.right > boxes[i - 1].left);
+    });
+    let changed = false;
+    if (crowded) walk(spec, (node) => {
+      const x = (node.encoding || {}).x;
+      if (!x || !/nominal|ordinal/.test(x.type) || x.axis === null) return;
+      x.axis = { ...x.axis, labelAngle: -45, labelAlign: "right" };
+      delete x.axis.labelOverlap;
+      changed = true;
+    });
+    return changed;
   };
 
   const charts = new Map();
@@ -156,21 +197,33 @@
     async draw() {
       const turn = ++this.turn, host = this.host;
       this.drawn = true;
-      const page = this.page(), spec = page.spec, room = this.room = host.clientWidth;
+      const page = this.page(), room = this.room = host.clientWidth;
       const stage = document.createElement("div");
       stage.className = "itr-view itr-stage";
-      const scale = (spec.usermeta || {}).itr === "scale";
+      const scale = (page.spec.usermeta || {}).itr === "scale";
       let result;
       try {
         const embed = await vega();
         host.append(stage);
-        for (let pass = 0; pass < 7; pass++) {
+        const put = async (what) => {
           if (result) result.finalize();
-          result = await embed(stage, clone(spec), { renderer: "svg", actions: false, ast: true, tooltip: { disableDefaultStyle: true } });
-          if (turn !== this.turn) { result.finalize(); stage.remove(); return; }
-          const width = stage.querySelector("svg").width.baseVal.value;
-          if (scale || width <= room + 1 || room < 80 || !shrink(spec, width, room, pass, stage)) break;
+          result = await embed(stage, clone(what), { renderer: "svg", actions: false, ast: true, tooltip: { disableDefaultStyle: true } });
+          return turn === this.turn && stage.querySelector("svg").width.baseVal.value;
+        };
+        let spec = page.spec, width = await put(spec), asked, kept, last;
+        const done = {};
+        for (let pass = 0; pass < 9 && width && !scale && room > 80; pass++) {
+          // What does not give way is left as it was: the picture scrolls within its own box.
+          if (asked && last - width < asked / 2) { width = await put(spec = kept); break; }
+          if (width <= room + 1) break;
+          kept = clone(spec);
+          last = width;
+          asked = shrink(spec, width, room, stage, done);
+          if (asked === null) break;
+          width = await put(spec);
         }
+        if (width && !scale && turnLabels(spec, stage)) width = await put(spec);
+        if (turn !== this.turn) { result.finalize(); stage.remove(); return; }
       } catch (error) {
         // Without Vega the still picture, where there is one; the title stands in it.
         const still = host.querySelector("script[type='image/svg+xml']");
@@ -187,7 +240,12 @@
       this.view = stage;
       this.result = result;
       stage.classList.remove("itr-stage");
-      if (scale) stage.classList.add("itr-scale");
+      if (scale) {
+        stage.classList.add("itr-scale");
+        const svg = stage.querySelector("svg");
+        // Words below images stay legible: from there on the box scrolls.
+        if (svg && svg.querySelector("text")) svg.style.minWidth = 0.72 * svg.width.baseVal.value + "px";
+      }
       if (this.title) this.caption(page);
       // Reserve the tallest picture seen at this width, so that a slider does not move the page.
       const tall = stage.offsetHeight;

@@ -49,6 +49,7 @@ def build(root: Path, fresh: bool = False) -> int:
     status = jupyter_book(target)
     if not status:
         refresh(target / "stage" / "static", target / "html" / "_static")
+        forget(target / "html", pages)
     missing = [page for page in pages if not (target / "html" / f"{page}.html").is_file()]
     for page in missing[:10]:
         print(f"build: page {page}.html is missing", file=sys.stderr)
@@ -110,7 +111,7 @@ def stage_all(source: Source, target: Path) -> tuple[Stage, list[str]]:
     reference = write_pages(source, runs, stage, pictures)
     stage.write("_toc.yml", contents_file(source, reference))
     stage.finish()
-    return stage, [*dict.fromkeys([*source.toc_files, *reference]), "search", "genindex"]
+    return stage, [*dict.fromkeys([*source.toc_files, *reference]), "search"]
 
 
 def write_pages(source: Source, runs: Report, stage: Stage, pictures: dict[str, str]) -> list[str]:
@@ -161,6 +162,17 @@ def refresh(static: Path, served: Path) -> None:
             shutil.copyfile(path, copy)
 
 
+def forget(html: Path, pages: list[str]) -> None:
+    """Remove pages that an earlier build left and this one does not have."""
+    kept = {f"{page}.html" for page in [*pages, *MADE]}
+    for path in html.rglob("*.html"):
+        name = path.relative_to(html).as_posix()
+        if name not in kept and not name.startswith("_"):
+            path.unlink()
+
+
+MADE = ("search", "genindex", "py-modindex")
+"""Pages that Sphinx makes by itself."""
 COLOR = re.compile(r"\x1b\[[\d;]*m")
 STEP = re.compile(r"(?P<what>[\w ]+)\.\.\. ?\[ *(?P<percent>\d+)%\]")
 

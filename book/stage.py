@@ -250,7 +250,7 @@ def _code(
 
 
 LONG = 20
-"""Lines from which the code of a figure or of the claims is folded; the tag `show-input` keeps it."""
+"""Lines from which the code of a figure or of the claims is folded; `show-input` keeps it open."""
 
 
 def _fold(code: str, tags: list[str], outputs: list[Output]) -> str | None:

@@ -25,6 +25,7 @@ has one value of each): another value means another compilation.
 """
 
 # No `from __future__ import annotations`: custom_op reads the annotations as objects.
+import inspect
 import math
 from typing import Literal, no_type_check
 
@@ -462,6 +463,10 @@ class _Reference(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, current, initial, numbers):
         return _mapped(_Reference.apply)(info, in_dims, current, initial, numbers)
+
+
+# Function.apply asks for the signature at every call; stored, it is not derived anew each time.
+_Reference.forward.__signature__ = inspect.signature(_Reference.forward)
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:

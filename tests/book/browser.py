@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-HINT = "install Chromium (Debian: apt-get install chromium) or set BOOK_BROWSER to its program"
+HINT = "install Chromium (Debian, Ubuntu: apt-get install chromium) or set BOOK_CHROMIUM to its path"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -28,7 +28,7 @@ def missing(what: str) -> None:
 
 def program() -> str | None:
     """The browser's program, if there is one."""
-    named = os.environ.get("BOOK_BROWSER")
+    named = os.environ.get("BOOK_CHROMIUM")
     if named:
         return shutil.which(named)
     return next(filter(None, map(shutil.which, NAMES)), None)

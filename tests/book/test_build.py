@@ -82,7 +82,9 @@ def test_a_warning_fails_the_build_until_it_is_mended(site, project, capfd):
     assert build.build(project.root) == 1
     assert "nowhere" in capfd.readouterr().err
     page.write_text(text)
+    (site / "old.html").write_text("left by an earlier build")
     assert build.build(project.root) == 0
+    assert not (site / "old.html").exists() and (site / "search.html").exists()
 
 
 # --------------------------------------------------------------------------------- no full site

@@ -288,6 +288,7 @@ def loader(script: bool = True) -> str:
         for name in (f"vega@{major[0]}", f"vega-lite@{lite}", f"vega-embed@{major[1]}")
     ]
     code = (STATIC / "charts.js").read_text(encoding="utf-8")
+    code = re.sub(r"/\*.*?\*/|^\s*//[^\n]*$|^\s+", "", code, flags=re.S | re.M)
     return (
         markup + f'<script data-itr="loader">window.itrVega={json.dumps(addresses)};\n'
         f"{code}</script>"

@@ -6,6 +6,7 @@ import base64
 import math
 import re
 import struct
+import textwrap
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -293,8 +294,11 @@ def image_grid(
         a = (a - low) / ((high - low) or 1.0)
     pixels = (np.clip(np.nan_to_num(a), 0, 1) * 255).round().astype(np.uint8)
     columns = min(columns, len(pixels))
-    caption = 18 if any(labels) else 0
-    gap, step = 6, size + 6
+    gap = 6
+    step = size + gap
+    labels = ["\n".join(textwrap.wrap(label, max(4, int(step / 5.8)))) for label in labels]
+    lines = max(label.count("\n") + 1 for label in labels)
+    caption = 4 + 13 * lines if any(labels) else 0
     rows = math.ceil(len(pixels) / columns)
     table = pd.DataFrame(
         [
@@ -313,11 +317,13 @@ def image_grid(
         y=alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[height, 0], nice=False, zero=False)),
     )
     pictures = base.mark_image(width=size, height=size, smooth=False).encode(url="image:N")
-    texts = base.mark_text(dy=size / 2 + 11, fontSize=11).encode(text="label:N")
+    layers = [pictures]
+    if caption:
+        layers.append(
+            base.mark_text(dy=size / 2 + 11, fontSize=11, lineBreak="\n").encode(text="label:N")
+        )
     # usermeta tells charts.js to scale the picture as a whole on a narrow page.
-    return alt.layer(pictures, texts).properties(
-        width=width, height=height, usermeta={"itr": "scale"}
-    )
+    return alt.layer(*layers).properties(width=width, height=height, usermeta={"itr": "scale"})
 
 
 def _columns(frame: pd.DataFrame, *names: str | None, log: Sequence[str] = ()) -> None:

@@ -72,7 +72,7 @@
       return excess - taken;
     }
     const now = typeof node.width === "number" ? node.width : usual;
-    node.width = Math.max(Math.min(now, least), Math.floor(now - excess));
+    node.width = Math.floor(Math.max(Math.min(0.85 * now, least), now - excess));
     // Marks placed by the pixel keep their place in the picture.
     walk(node, (n) => ["x", "x2"].forEach((key) => {
       const place = (n.encoding || {})[key];
@@ -244,7 +244,7 @@
         stage.classList.add("itr-scale");
         const svg = stage.querySelector("svg");
         // Words below images stay legible: from there on the box scrolls.
-        if (svg && svg.querySelector("text")) svg.style.minWidth = 0.72 * svg.width.baseVal.value + "px";
+        if (svg && [...svg.querySelectorAll("text")].some((t) => t.textContent)) svg.style.minWidth = 0.72 * svg.width.baseVal.value + "px";
       }
       if (this.title) this.caption(page);
       // Reserve the tallest picture seen at this width, so that a slider does not move the page.

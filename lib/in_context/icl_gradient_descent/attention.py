@@ -15,15 +15,15 @@ Rates = int | float | Sequence[float]  # of one layer, or one for each layer of 
 
 
 def lsa_update(
-    tokens: Float[Tensor, "*b m e"],
-    keys: Float[Tensor, "*b n e"],
+    tokens: Float[Tensor, "*s b m e"],
+    keys: Float[Tensor, "*s b n e"],
     a: Float[Tensor, "*s h e e"],
     c: Float[Tensor, "*s h e e"],
     *,
     softmax: bool = False,
     key_dim: int | None = None,
     mask: Bool[Tensor, "m n"] | None = None,
-) -> Float[Tensor, "*b m e"]:
+) -> Float[Tensor, "*s b m e"]:
     """What one attention layer adds to each token: ``sum_h A_h sum_i s(k_i, q_j) e_i``.
 
     ``A = P W_V`` and ``C = W_K^T W_Q`` are all that matters of a head's four matrices. The score
@@ -32,7 +32,7 @@ def lsa_update(
 
     Leading axes ``s`` of the weights (seeds) are leading axes of the tokens, too.
     """
-    queries = torch.einsum("...hef,...jf->...hje", c[..., None, :, :, :], tokens)
+    queries = torch.einsum("...hef,...bjf->...bhje", c, tokens)
     scores = queries @ keys[..., None, :, :].mT
     if softmax:
         scores = scores / (key_dim or tokens.shape[-1]) ** 0.5
@@ -41,9 +41,7 @@ def lsa_update(
         scores = scores.softmax(-1)
     elif mask is not None:
         scores = scores * mask
-    return torch.einsum(
-        "...hef,...hjf->...je", a[..., None, :, :, :], scores @ keys[..., None, :, :]
-    )
+    return torch.einsum("...hef,...bhjf->...bje", a, scores @ keys[..., None, :, :])
 
 
 class LinearSelfAttention(nn.Module):

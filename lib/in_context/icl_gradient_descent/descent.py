@@ -137,7 +137,7 @@ def tune_gd(
     # Equal rates are a saddle of the problem with free rates, so they start fanned out; from
     # several places, because GD++ has more than one valley.
     fan = (torch.linspace(0.6, 1.8, free) if free > 1 else torch.ones(1)).double()
-    for start, first in itertools.product((0.6, 1.0, 2.0), (0.15, 0.8) if gdpp else (0.0,)):
+    for start, first in itertools.product((0.6, 1.0, 2.0), (0.15, 0.6, 1.2) if gdpp else (0.0,)):
         rows = [start * fan, torch.full_like(fan, first)][: 2 if gdpp else 1]
         theta = (scale * torch.stack(rows)).requires_grad_()
         optimizer = torch.optim.LBFGS([theta], max_iter=200, line_search_fn="strong_wolfe")

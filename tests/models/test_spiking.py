@@ -112,6 +112,16 @@ def test_networks_with_convolutions(gen):
         spiking_nf_resnet(18)
 
 
+def test_a_deep_network_without_normalization_fires_in_every_layer(gen):
+    torch.manual_seed(0)
+    net = spiking_nf_resnet(34, 10, stem="small", widths=(16, 32, 64, 64))
+    x = direct(torch.randn(4, 3, 16, 16, generator=gen), 2)
+    rates = firing_rates(net, x)
+    assert len(rates) == 32
+    assert rates[0] == pytest.approx(0.159, abs=0.03)  # P(z >= 1)
+    assert min(rates) > 0.02
+
+
 def test_batch_norm_of_each_step_differs_from_that_of_all(gen):
     net = spiking_cnn([4], 5, channels=1)
     x = torch.rand(3, 8, 1, 8, 8, generator=gen) * torch.tensor([0.2, 1.0, 3.0]).view(3, 1, 1, 1, 1)

@@ -574,8 +574,19 @@ class ShapeScenes(NamedTuple):
 
 
 def shape_scenes(n: int, gen: torch.Generator, size: int = 32) -> ShapeScenes:
-    """``n`` noisy images, each with two of six shapes: a multi-label task with known places."""
-    shapes = scatter(n, list(KINDS), size, gen, angle=(-0.3, 0.3), gap=0.4 * size)
-    scene = draw(shapes, size, texture(), gen)
+    """``n`` noisy images, each with two of six shapes: a multi-label task with known places.
+
+    Everything but the finer of the two noises grows with ``size``.
+    """
+    shapes = scatter(
+        n,
+        list(KINDS),
+        size,
+        gen,
+        radius=(4.5 / 32 * size, 6 / 32 * size),
+        gap=13 / 32 * size,
+        angle=(-0.3, 0.3),
+    )
+    scene = draw(shapes, size, texture(block=max(1, size // 8)), gen)
     y = torch.zeros(n, len(KINDS)).scatter_(1, shapes.kind, 1.0)
     return ShapeScenes(scene.image, y, shapes.kind, scene.masks)

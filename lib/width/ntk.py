@@ -343,14 +343,14 @@ def kernel_descent(
         raise ValueError("times must increase, from 0 or more")
     if (theta_test is None) != (f0_test is None):
         raise ValueError("theta_test and f0_test: give both or neither")
-    n, shape = len(theta), f0.shape
-    rows, start = theta.double(), f0.double()
+    n, outputs, device = len(theta), f0.shape[1], theta.device
+    rows, start = theta, f0
     if theta_test is not None:
-        rows = torch.cat([rows, theta_test.double()])
-        start = torch.cat([start, f0_test.double()])
+        rows, start = torch.cat([theta, theta_test]), torch.cat([f0, f0_test])
+    rows, start = rows.double().cpu(), start.double().cpu()  # SciPy's solver runs there
 
     def slope(t, flat):
-        f = torch.from_numpy(flat).view(len(rows), shape[1])
+        f = torch.from_numpy(flat).view(len(rows), outputs)
         return (rows @ velocity(f[:n])).flatten().numpy()
 
     end = float(times[-1]) or 1.0
@@ -359,17 +359,17 @@ def kernel_descent(
     )
     if not solution.success:
         raise ValueError(f"the solver stopped at time {solution.t[-1]:.3g}: {solution.message}")
-    return torch.from_numpy(solution.y.T.copy()).view(len(times), len(rows), shape[1])
+    return torch.from_numpy(solution.y.T.copy()).view(len(times), len(rows), outputs).to(device)
 
 
 def squared_velocity(y: Float[Tensor, "n o"], lr: float = 1.0) -> Callable[[Tensor], Tensor]:
     """``lr (y - f)``, for the loss ``1/2 ||f - y||^2``."""
-    return lambda f: lr * (y.double() - f)
+    return lambda f: lr * (y.to(f) - f)
 
 
 def cross_entropy_velocity(y: Float[Tensor, "n o"], lr: float = 1.0) -> Callable[[Tensor], Tensor]:
     """``lr (y - softmax(f))``, for the summed cross-entropy with targets ``y`` (rows sum to 1)."""
-    return lambda f: lr * (y.double() - torch.softmax(f, -1))
+    return lambda f: lr * (y.to(f) - torch.softmax(f, -1))
 
 
 def kernel_pca(

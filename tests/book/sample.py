@@ -93,7 +93,8 @@ BOOK = {
 def project(root: Path) -> Source:
     """Copy the book's frame to `root`, with the sample as its only chapter, already run."""
     shutil.copytree(ROOT / "book" / "pages", root / "book" / "pages")
-    shutil.copytree(ROOT / "book" / "static", root / "book" / "static")
+    for name in ("static", "templates"):
+        shutil.copytree(ROOT / "book" / name, root / "book" / name)
     for name in ("papers.csv", "references.bib"):
         shutil.copy(ROOT / "book" / name, root / "book" / name)
     shutil.copy(ROOT / "_config.yml", root / "_config.yml")

@@ -178,6 +178,15 @@ def test_search_finds(desk: Visit):
     assert not desk.errors and not desk.foreign
 
 
+def test_the_search_field_leads_there(desk: Visit):
+    desk.open("index.html")
+    desk.page.locator(".bd-sidebar-primary .search-button__button").click()
+    desk.page.keyboard.type("notation")
+    desk.page.keyboard.press("Enter")
+    desk.page.wait_for_url("**/search.html?q=notation*", timeout=10_000)
+    assert not desk.errors and not desk.foreign
+
+
 def test_links_lead_somewhere():
     """Every link and file that a page names inside the site exists."""
     if not (SITE / "index.html").is_file():

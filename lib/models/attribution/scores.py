@@ -47,7 +47,7 @@ def class_mean(
     if not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"labels: allowed are 0 to {classes - 1}")
     count = torch.bincount(labels, minlength=classes)
-    rate = torch.bincount(labels, weights=hits.double(), minlength=classes) / count
+    rate = torch.bincount(labels, weights=_wide(hits), minlength=classes) / count
     return float(rate.nanmean()), rate.float()
 
 
@@ -78,7 +78,7 @@ def rank_agreement(
         raise ValueError(f"a and b must have one shape, got {tuple(a.shape)}, {tuple(b.shape)}")
     if kind not in ("spearman", "pearson"):
         raise ValueError(f"kind={kind!r}: allowed are 'spearman' and 'pearson'")
-    a, b = a.flatten(1).double(), b.flatten(1).double()
+    a, b = _wide(a.flatten(1)), _wide(b.flatten(1))
     if kind == "spearman":
         a, b = ranks(a), ranks(b)
     a = a - a.mean(1, keepdim=True)
@@ -96,3 +96,8 @@ def ranks(x: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
     low = torch.searchsorted(ordered, x, right=False)
     high = torch.searchsorted(ordered, x, right=True)
     return (low + 1 + high).to(x.dtype) / 2
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Double precision where the device has it; Apple's GPUs do not."""
+    return x.float() if x.device.type == "mps" else x.double()

@@ -89,7 +89,8 @@ def contents(source: Source, report: Report, thumbnails: dict[str, str]) -> str:
         chapters = [chapter for chapter in source.chapters if chapter.part == part]
         if not chapters:
             continue
-        blocks += [f"## {part_name(part)}", "", "::::{grid} 1 1 2 2", ":gutter: 3", ""]
+        blocks += [f"## {part_name(part)}", "", "::::{grid} 1", ":gutter: 3", ":padding: 0"]
+        blocks += [":class-container: itr-gallery", ""]
         for chapter in chapters:
             blocks += [_card(chapter, report.get(chapter.name, {}), thumbnails), ""]
         blocks += ["::::", ""]
@@ -168,7 +169,7 @@ def scoreboard(source: Source, report: Report) -> str:
     failing = [(chapter, claim) for chapter, claim in claims if claim["holds"] is False]
     if failing:
         rows = [[_reference(chapter), *_claim(claim)] for chapter, claim in failing]
-        lines += table(["Chapter", *CLAIM_COLUMNS], rows, "itr-claims")
+        lines += table(["Chapter", *CLAIM_COLUMNS], rows, "itr-claims", "18 30 18 24 10")
     else:
         lines += ["Every claim that was measured holds."]
     for part in PARTS:
@@ -179,7 +180,8 @@ def scoreboard(source: Source, report: Report) -> str:
         for chapter in chapters:
             rows = [_claim(claim) for other, claim in claims if other.name == chapter.name]
             lines += [f"### {_reference(chapter)}", ""]
-            lines += table(CLAIM_COLUMNS, rows, "itr-claims") if rows else ["Not measured yet."]
+            board = table(CLAIM_COLUMNS, rows, "itr-claims", "38 22 28 12")
+            lines += board if rows else ["Not measured yet."]
             lines += [""]
     return "\n".join(lines)
 
@@ -248,9 +250,11 @@ def versions(source: Source, report: Report) -> str:
     return "\n".join(table(["Package", "Version"], rows, "itr-versions"))
 
 
-def table(header: list[str], rows: Iterable[list[str]], style: str) -> list[str]:
-    """A MyST list-table; cells are Markdown, so mathematics in a claim is set."""
-    lines = ["::::{list-table}", ":header-rows: 1", f":class: {style}", ""]
+def table(
+    header: list[str], rows: Iterable[list[str]], style: str, widths: str = "auto"
+) -> list[str]:
+    """A MyST list-table; cells are Markdown. `widths` are the columns' shares."""
+    lines = ["::::{list-table}", ":header-rows: 1", f":class: {style}", f":widths: {widths}", ""]
     for row in [header, *rows]:
         for column, value in enumerate(row):
             flat = re.sub(r"\s+", " ", value).strip()

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib.core.fitting import inner_sgd
+from lib.core.hooks import patch
 from lib.interpretability import saliency_backprop as sb
 from lib.kernels.saliency_stats import saliency_stats
 from lib.models.attribution import methods
@@ -186,7 +187,7 @@ def test_meta_saliency_of_order_two_is_the_total_derivative(x):
 
     def total(probe):
         """Score after the step, with a zero added to the activation in both passes."""
-        with sb.patch(model, {layer: lambda out: out + probe}):
+        with patch(model, {layer: lambda out: out + probe}):
             stepped = sb.OneStep(model, eps, 2, F.cross_entropy)
             stepped.target = target
             return methods.pick(stepped(image), target).sum().detach()

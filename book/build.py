@@ -46,6 +46,8 @@ def build(root: Path, fresh: bool = False) -> int:
         print(f"build: {error}", file=sys.stderr)
         return 1
     say(f"staged {len(source.chapters)} chapters, {len(pages)} pages; {len(stage.changed)} changed")
+    if any(name.startswith(("_config.yml", "_templates")) for name in stage.changed):
+        shutil.rmtree(target / ".doctrees", ignore_errors=True)  # Sphinx would overlook some of it
     status = jupyter_book(target)
     if not status:
         refresh(target / "stage" / "static", target / "html" / "_static")
@@ -153,6 +155,8 @@ def contents_file(source: Source, reference: list[str]) -> str:
 # ------------------------------------------------------------------------------
 
 TROUBLE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^\S*(Error|Exception)\b|[Ee]rror:")
+
+
 def refresh(static: Path, served: Path) -> None:
     """Copy style sheets, scripts and pictures; Sphinx skips them when no page is out of date."""
     for path in static.rglob("*"):
@@ -189,7 +193,7 @@ def jupyter_book(target: Path) -> int:
         open(target / "site.log", "w", encoding="utf-8") as log,
         subprocess.Popen(
             command,
-            cwd=target,
+            cwd=target / "stage",  # what the configuration names is looked for here
             env=environment,
             text=True,
             stdout=subprocess.PIPE,

@@ -407,7 +407,7 @@ def copy_static(source: Source, stage: Stage) -> None:
 
     stage.write("static/charts.js", (STATIC / "charts.js").read_bytes())
     stage.write("static/charts.css", stylesheet())
-    for path in sorted((source.root / "book" / "templates").glob("*.html")):
+    for path in sorted((source.root / "book" / "templates").iterdir()):
         stage.write(f"_templates/{path.name}", path.read_bytes())
     for name in ("logo.svg", "favicon.svg"):
         stage.write(name, (source.root / "book" / "static" / name).read_bytes())

@@ -180,10 +180,20 @@ def backward(
 
     Raises:
         ValueError: an unknown mode or order, ``k`` or ``window`` missing, out of range or not
-            asked for, ``gen`` missing, "ottt" layer by layer.
+            asked for, ``gen`` missing, "ottt" layer by layer, no time steps, ``weights`` that are
+            not one number a step or go with "dsr", a net without spiking layers.
     """
     loss = loss or sltt_loss
     steps = len(x)
+    if steps < 1:
+        raise ValueError(f"x: shape {tuple(x.shape)}; allowed is (t, ...) with t >= 1")
+    if weights is not None and (weights.shape != (steps,) or mode == "dsr"):
+        raise ValueError(
+            f"weights: shape {tuple(weights.shape)} with mode={mode!r}; allowed is one number for "
+            f"each of the {steps} steps, and none for 'dsr', which weighs the steps itself"
+        )
+    if not neurons(net):
+        raise ValueError("net has no spiking layers (lib.models.spiking.LIF)")
     if weights is None:
         weights = torch.full((steps,), 1 / steps, dtype=torch.float64)
     _check_mode(mode, steps, k, window, gen, order)
@@ -198,7 +208,9 @@ def backward(
     if order == "layer":
         path = "spatial" if mode in ("sltt", "sltt_k") else "temporal"
         out = run(net, x, path=path, order="layer", window=window)
-        sum(w * loss(o, y) for w, o in zip(weights.tolist(), out) if w).backward()
+        used = [w * loss(o, y) for w, o in zip(weights.tolist(), out, strict=True) if w]
+        if used:  # all weights zero: no gradient, as step by step
+            sum(used).backward()
         return out.detach()
     if mode in ("bptt", "truncated"):
         return bptt(net, x, y, loss, weights, window)
@@ -438,6 +450,8 @@ def silent_cue(
     """
     if steps < 1 or cues < 2:
         raise ValueError(f"steps={steps}, cues={cues}: allowed are steps >= 1 and cues >= 2")
+    if not 0 <= p <= 1:
+        raise ValueError(f"p={p}: allowed is a probability, 0 to 1")
     y = torch.randint(cues, (n,), generator=gen)
     x = torch.zeros(steps, n, cues + distractors)
     x[0, torch.arange(n), y] = 1
@@ -460,6 +474,8 @@ def delayed_match(
 
 def last_step(steps: int) -> Float[Tensor, "t"]:
     """Loss weights: one at the last step, zero before."""
+    if steps < 1:
+        raise ValueError(f"steps={steps}: allowed is 1 or more")
     return F.one_hot(torch.tensor(steps - 1), steps).float()
 
 

@@ -109,7 +109,7 @@ def surrogate_slope(x: Tensor, kind: str, alpha: float) -> Tensor:
     if kind == "triangle":
         return x.abs().mul_(-alpha * alpha).add_(alpha).clamp_min_(0)
     if kind == "rectangle":
-        return torch.where(x.abs() * alpha <= 0.5, alpha, 0.0).to(x.dtype)
+        return (x.abs() * alpha <= 0.5).to(x.dtype) * alpha  # `where` would round alpha to float32
     if kind == "sigmoid":
         p = torch.sigmoid(alpha * x)
         return alpha * p * (1 - p)

@@ -247,14 +247,20 @@ def run(
     """The outputs at every step, membranes starting at zero, with one graph over all steps.
 
     Raises:
-        ValueError: unknown ``order``.
+        ValueError: unknown ``order`` or ``path``, no time steps, a window below 1.
     """
+    if order not in ("step", "layer"):
+        raise ValueError(f"order={order!r}: allowed are 'step' and 'layer'")
+    if path not in ("temporal", "spatial", "rate"):
+        raise ValueError(f"path={path!r}: allowed are 'temporal', 'spatial' and 'rate'")
+    if len(x) < 1:
+        raise ValueError(f"x: shape {tuple(x.shape)}; allowed is (t, b, ...) with t >= 1")
+    if window is not None and window < 1:
+        raise ValueError(f"window={window}: allowed is 1 or more steps, or None")
     reset(net)
     if order == "layer":
         with settings(net, path=path, steps=len(x), window=window):
             return net(x.flatten(0, 1)).unflatten(0, (len(x), -1))
-    if order != "step":
-        raise ValueError(f"order={order!r}: allowed are 'step' and 'layer'")
     out = []
     with settings(net, path=path):
         for t, frame in enumerate(x):
@@ -325,6 +331,8 @@ def event_frames(
     """
     if split not in ("number", "time"):
         raise ValueError(f"split={split!r}: allowed are 'number' and 'time'")
+    if steps < 1:
+        raise ValueError(f"steps={steps}: allowed is 1 or more")
     if len(events) < 1:
         raise ValueError("events is empty: at least one is needed")
     t = events[:, 0].double()
@@ -412,8 +420,8 @@ def spiking_mlp(
     """Linear layers with LIF neurons between them; the last layer is a linear read-out.
 
     Weights of spiking layers are normal with deviation ``gain / sqrt(fan_in)``, biases 0. PyTorch's
-    own initialization is too small here: the second layer would not spike once, and no gradient
-    would pass it. The read-out keeps PyTorch's rule unless ``readout_gain`` is given.
+    own initialization is too small here: the second layer would not spike once, and next to no
+    gradient would pass it. The read-out keeps PyTorch's rule unless ``readout_gain`` is given.
 
     Args:
         gen: one generator, or one for each of several members (then inputs are ``"s b d"``).
@@ -423,6 +431,8 @@ def spiking_mlp(
         generators, linear = [gen], nn.Linear
     else:
         generators = list(gen)
+        if not generators:
+            raise ValueError("gen is empty: one generator for each member is needed")
         linear = lambda n, m, bias: MemberLinear(len(generators), n, m, bias)
     net = MLP(widths, act=lambda: LIF(tau, **neuron), linear=linear)
     with torch.no_grad():

@@ -24,7 +24,7 @@ from lib.beyond_backprop.spiking_slt import (
 from lib.core.meters import count_ops, flops, saved_bytes
 from lib.core.seeds import child
 from lib.models.spiking import direct, neurons, run, spiking_cnn, spiking_mlp, spiking_nf_resnet
-from tests.helpers import assert_close
+from tests.helpers import assert_close, raises
 
 WIDTHS = [8, 24, 24, 4]
 
@@ -317,3 +317,27 @@ def test_errors(arguments, message):
         backward(network(), *data(), **arguments)
     with pytest.raises(ValueError, match="mode='rtrl'"):
         slt._check_mode("rtrl", 4, None, None, None, "step")
+
+
+@pytest.mark.parametrize("order", ["step", "layer"])
+def test_weights_must_fit_the_steps(order):
+    # Layer by layer a short list once cut the loss off without a word.
+    net, (x, y) = network(), data(5)
+    for n in (3, 9):
+        with raises(ValueError, match=f"weights: shape \\({n},\\)"):
+            backward(net, x, y, "sltt", weights=torch.ones(n), order=order)
+    silent = gradients(net, x, y, "bptt", weights=torch.zeros(5), order=order)
+    assert all((g == 0).all() for g in silent.values())
+    with raises(ValueError, match=r"x: shape \(0, 16, 8\)"):
+        backward(net, x[:0], y, "sltt", order=order)
+    with raises(ValueError, match="no spiking layers"):
+        backward(nn.Linear(8, 4).double(), x, y, "sltt", order=order)
+
+
+def test_what_would_be_ignored_is_refused():
+    with raises(ValueError, match="with mode='dsr'"):
+        backward(network(), *data(5), "dsr", weights=last_step(5))
+    with raises(ValueError, match="steps=0"):
+        last_step(0)
+    with raises(ValueError, match="p=2.0"):
+        silent_cue(3, 4, child(0), p=2.0)

@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-HINT = "install Chromium (Debian, Ubuntu: apt-get install chromium) or set BOOK_CHROMIUM to its path"
+HINT = (
+    "install Chromium (Debian, Ubuntu: apt-get install chromium) or set BOOK_CHROMIUM to its path"
+)
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 

@@ -178,6 +178,17 @@ def test_search_finds(desk: Visit):
     assert not desk.errors and not desk.foreign
 
 
+@pytest.mark.skipif(not CHAPTERS, reason="no chapter is printed")
+def test_search_finds_chapters_first(desk: Visit):
+    chapter = (SITE / CHAPTERS[0]).read_text("utf-8")
+    title = re.sub(r"<[^>]+>", "", re.search(r"<h1>(.*?)<a", chapter, re.S)[1])
+    desk.open(f"search.html?q={title}")
+    found = "document.querySelector('.search-summary')?.textContent.includes('finished')"
+    desk.page.wait_for_function(found, timeout=10_000)
+    first = desk.page.locator("#search-results li a").first
+    assert "chapters/" in first.get_attribute("href")
+
+
 def test_the_search_field_leads_there(desk: Visit):
     desk.open("index.html")
     desk.page.locator(".bd-sidebar-primary .search-button__button").click()

@@ -29,7 +29,7 @@ from lib.models.spiking import (
     spiking_vgg11,
     surrogate,
 )
-from tests.helpers import assert_close
+from tests.helpers import assert_close, raises
 
 
 def seeded(k):
@@ -231,6 +231,22 @@ def test_settings_are_restored_and_errors_speak():
         surrogate("triangle", 0.0)
     with pytest.raises(ValueError, match="window=0"):
         lif(torch.zeros(3, 2), 0.5, 1.0, "soft", surrogate(), window=0)
+    x = torch.zeros(3, 2, 6, dtype=torch.float64)
+    for arguments, message in (
+        ({"path": "sltt"}, "path='sltt'"),
+        ({"order": "time"}, "order='time'"),
+        ({"window": 0, "order": "step"}, "window=0"),
+    ):
+        with raises(ValueError, match=message):
+            run(small(), x, **arguments)
+    with raises(ValueError, match=r"x: shape \(0, 2, 6\)"):
+        run(small(), x[:0])
+    with raises(ValueError, match="gen is empty"):
+        spiking_mlp([4, 3, 2], gen=[])
+    with raises(ValueError, match="steps=0"):
+        event_frames(torch.zeros(1, 4), 0, height=2, width=2)
+    # A sharpness that float32 cannot hold is not rounded on the way.
+    assert surrogate("rectangle", 0.7)(x[0, 0, :1]).item() == 0.7
     assert surrogate("sigmoid", 4.0).step(torch.zeros(1)).item() == 0.5
     assert surrogate()(torch.tensor([0.0, 0.5, 2.0])).tolist() == [1.0, 0.5, 0.0]
     assert spiking.LIF(tau=1.1).decay == pytest.approx(1 / 11)

@@ -12,6 +12,8 @@ def chol(
 ) -> tuple[Float[Tensor, "*batch n n"], float]:
     """Cholesky factor of a positive definite ``K`` in float64, and the jitter that it took.
 
+    The device must have float64, which Apple's ("mps") has not.
+
     The jitter is relative to the mean of the diagonal. It starts at ``jitter`` and, where the
     factorization fails, grows tenfold from 1e-14; the second result is what was added in the end,
     so a caller can report it. Nothing is added to a matrix that needs nothing.

@@ -39,7 +39,8 @@ def gaussian_mean2(
 
     The pair is whitened by the Cholesky factor of ``cov``: ``u = sqrt(a) z1`` and
     ``v = (c / sqrt(a)) z1 + sqrt(b - c^2 / a) z2``. A variance of zero, and a correlation that
-    rounding has pushed just beyond one, are allowed.
+    rounding has pushed just beyond one, are allowed. Gradients are finite there as well: a pair
+    that moves as one gets the derivative of its one variable.
 
     Raises:
         ValueError: a negative variance, ``c^2 > ab`` by more than rounding, fewer than one node.
@@ -51,12 +52,18 @@ def gaussian_mean2(
     if (c * c > a * b * (1 + 1e-6) + 1e-300).any():
         raise ValueError("cov: c^2 > a b somewhere, which no covariance matrix has")
     z, w = _hermite_rule(nodes, cov.device)
-    root = a.sqrt()
-    along = torch.where(root > 0, c / torch.where(root > 0, root, 1.0), 0.0)
-    across = (b - along * along).clamp_min(0.0).sqrt()
+    root = _root(a, a > 0)
+    along = torch.where(a > 0, c / torch.where(a > 0, root, 1.0), 0.0)
+    gap = b - along * along
+    across = _root(gap, gap > 1e-12 * b)
     u = root[..., None] * z
     v = along[..., None, None] * z[:, None] + across[..., None, None] * z
     return torch.einsum("...i,...ij,i,j->...", f(u), g(v), w, w)
+
+
+def _root(v: Tensor, positive: Tensor) -> Tensor:
+    # Zero, with derivative zero, elsewhere: the root has no derivative at 0, and would give NaN.
+    return torch.where(positive, torch.where(positive, v, 1.0).sqrt(), 0.0)
 
 
 def _hermite_rule(nodes: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,7 @@ def nngp_ntk(
 
     Sums are kept in float32 (float64 for float64 inputs), and so are the results. Near
     coincident inputs the angle is the square root of a rounding error: expect a relative error of
-    1e-4 there in float32, and use float64 where that matters.
+    1e-3 there in float32, and use float64 where that matters.
 
     Args:
         depth: nonlinearities, the paper's L minus 1; 0 gives the linear kernel twice.
@@ -122,8 +122,12 @@ def _angle(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Where the inputs coincide the sine's gradient diverges and is set to zero: the kernel has a cusp
     there, and zero is the mean of its slopes on both sides.
     """
-    nonzero = a * b > 0
-    safe = torch.sqrt(torch.where(nonzero, a * b, 1.0))
+    # high * sqrt(low / high): the product ab leaves the range of float32 long before its root does,
+    # and sqrt(a) sqrt(b) would not be exactly a where a = b.
+    high, low = torch.maximum(a, b), torch.minimum(a, b)
+    ratio = low / torch.where(high > 0, high, 1.0)
+    nonzero = ratio != 0
+    safe = torch.where(nonzero, high, 1.0) * torch.sqrt(torch.where(nonzero, ratio, 1.0))
     norm = torch.where(nonzero, safe, 0.0)
     cos = torch.where(nonzero, c / safe, 0.0).clamp(-1.0, 1.0)
     square = (1 - cos) * (1 + cos)
@@ -309,9 +313,11 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _relu_angle(ab, c):
+    def _relu_angle(a, b, c):
         """sqrt(ab), sine, cosine and pi minus the angle, by the half-angle tangent in [0, 1]."""
-        norm = tl.sqrt(ab)
+        # Not the root of the product, which leaves the range of float32 long before its root does.
+        high, low = tl.maximum(a, b), tl.minimum(a, b)
+        norm = high * tl.sqrt(low / tl.where(high > 0, high, 1.0))
         cos = tl.where(norm > 0, c / tl.where(norm > 0, norm, 1.0), 0.0)
         cos = tl.minimum(tl.maximum(cos, -1.0), 1.0)
         sin = tl.sqrt((1.0 - cos) * (1.0 + cos))
@@ -393,7 +399,7 @@ if triton is not None:
                 a = gain * _erf_diagonal(a) + bias
                 b = gain * _erf_diagonal(b) + bias
             else:
-                norm, sin, cos, rest = _relu_angle(a[:, None] * b[None, :], c)
+                norm, sin, cos, rest = _relu_angle(a[:, None], b[None, :], c)
                 value = norm * (sin + rest * cos) / (2.0 * _PI)
                 slope = rest / (2.0 * _PI)
                 a = gain * a * 0.5 + bias
@@ -450,7 +456,7 @@ if triton is not None:
                 a = gain * _erf_diagonal(a) + bias
                 b = gain * _erf_diagonal(b) + bias
             else:
-                norm, sin, cos, rest = _relu_angle(a[:, None] * b[None, :], c)
+                norm, sin, cos, rest = _relu_angle(a[:, None], b[None, :], c)
                 value = norm * (sin + rest * cos) / (2.0 * _PI)
                 slope = rest / (2.0 * _PI)
                 # E[s'' s''] = 1 / (2 pi sqrt(ab - c^2)); 0 at the cusp, where the inputs coincide.

@@ -33,7 +33,8 @@ def kernel_ridge(
 ) -> Float[Tensor, "*batch n o"]:
     """Coefficients ``(K + lam I)^{-1} y``, in float64; a prediction is ``K(x, X) @ coefficients``.
 
-    ``lam`` is the weight of the sum form, ``sum of squares + lam f^T K^{-1} f``.
+    ``lam`` is the weight of the sum form, ``sum of squares + lam f^T K^{-1} f``. The device must
+    have float64, which Apple's ("mps") has not.
 
     Raises:
         ValueError: ``lam`` is negative, or the matrix is singular (a larger ``lam`` mends it).

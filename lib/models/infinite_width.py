@@ -63,8 +63,8 @@ def nngp_ntk(
     ``|x|^2 = d`` has variance ``1 + beta^2`` there.
 
     Args:
-        x2: ``None`` means ``x1``; the diagonal is then set from its own recursion, which rounding
-            of the products does not reach.
+        x2: ``None``, or the same tensor, means ``x1``; the diagonal is then set from its own
+            recursion, which rounding of the products does not reach.
         act: ``"relu"``, ``"erf"``, ``"identity"``, ``"sin"`` or an elementwise function, which is
             averaged on ``nodes`` x ``nodes`` points.
         gain: factor on the squared activations; 2 keeps a ReLU network's variance.
@@ -74,7 +74,8 @@ def nngp_ntk(
     Raises:
         ValueError: wrong shapes, unknown names, a negative ``beta``, ``depth`` or ``gain``.
     """
-    same, x2 = x2 is None, x1 if x2 is None else x2
+    same = x2 is None or x2 is x1
+    x2 = x1 if same else x2
     if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1] or x1.shape[1] == 0:
         raise ValueError(
             f"x1 and x2 must be (p, d) and (q, d) with one d > 0, got {tuple(x1.shape)} and "

@@ -81,10 +81,7 @@ class MLPNTK(MLP):
         parametrization: str = "ntk",
         gen: torch.Generator | None = None,
     ) -> None:
-        if isinstance(activation, str) and activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation={activation!r}: allowed are {', '.join(ACTIVATIONS)}, or a function"
-            )
+        _check_activation(activation)
         first = iter([1.0])  # no gain on the inputs: the gain belongs to the activations
 
         def linear(n_in: int, n_out: int, bias: bool) -> NTKLinear:
@@ -94,6 +91,13 @@ class MLPNTK(MLP):
         super().__init__(widths, act=lambda: Elementwise(self_act), linear=linear)
         self.activation, self.beta, self.gain = activation, beta, gain
         self.parametrization = parametrization
+
+
+def _check_activation(activation: str | Function) -> None:
+    if isinstance(activation, str) and activation not in ACTIVATIONS:
+        raise ValueError(
+            f"activation={activation!r}: allowed are {', '.join(ACTIVATIONS)}, or a function"
+        )
 
 
 class Elementwise(nn.Module):
@@ -125,7 +129,7 @@ def empirical_ntk(
     takes an ``MLPNTK`` and is the fastest by far: it never forms a derivative in the weights.
 
     Raises:
-        ValueError: unknown ``method`` or ``reduce``.
+        ValueError: unknown ``method`` or ``reduce``, or ``chunk`` below 1.
         TypeError: ``"structured"`` for a module that is not an ``MLPNTK``.
     """
     f, params = functional(model)
@@ -137,6 +141,8 @@ def empirical_ntk(
         return derivatives.empirical_ntk(f, params, x1, x2, method, reduce, chunk)
     if not isinstance(model, MLPNTK):
         raise TypeError(f"method='structured' needs an MLPNTK, got {type(model).__name__}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}: allowed is 1 or more, or None")
     x2 = x1 if x2 is None else x2
     settings = (model.activation, model.beta, model.gain, model.parametrization, reduce)
     axis = 2 if reduce == "none" else 1
@@ -166,7 +172,13 @@ def structured_ntk(
         Theta = sum_l (D^{l+1} D^{l+1}^T) * (alpha^l alpha^l^T / n_l + beta^2)
 
     Parameters may carry leading axes (an ensemble's ``s``), which the result then has in front.
+
+    Raises:
+        ValueError: unknown ``activation``, ``parametrization`` or ``reduce``.
     """
+    _check_activation(activation)
+    if parametrization not in ("ntk", "standard"):
+        raise ValueError(f"parametrization={parametrization!r}: allowed are 'ntk' and 'standard'")
     left, right = (
         _activations_and_errors(params, x, activation, beta, gain, parametrization)
         for x in (x1, x2)
@@ -238,7 +250,7 @@ class NTKRegression:
     ) -> None:
         if dynamics not in ("flow", "descent"):
             raise ValueError(f"dynamics={dynamics!r}: allowed are 'flow' and 'descent'")
-        if lr <= 0 or ridge < 0:
+        if not (lr > 0 and ridge >= 0):  # written so that NaN is refused as well
             raise ValueError(f"lr={lr}, ridge={ridge}: allowed are lr > 0 and ridge >= 0")
         self.kernel, self.lr, self.dynamics, self.ridge = kernel, lr, dynamics, ridge
 
@@ -250,11 +262,13 @@ class NTKRegression:
     ) -> NTKRegression:
         """Diagonalize ``Theta(X, X)`` in float64. ``f0`` is the initial function at X, default 0.
 
+        The device must have float64, which Apple's ("mps") has not.
+
         Raises:
-            ValueError: lengths differ; gradient steps of this ``lr`` diverge on this kernel.
+            ValueError: no samples; lengths differ; gradient steps of this ``lr`` diverge on this kernel.
         """
-        if len(X) != len(y):
-            raise ValueError(f"X has {len(X)} rows and y {len(y)}: allowed is one number")
+        if len(X) != len(y) or len(X) == 0:
+            raise ValueError(f"X has {len(X)} rows and y {len(y)}: allowed is one number above 0")
         sigma, theta = (k.double() for k in self.kernel(X, X))
         self.X, self.sigma = X, sigma
         self.eigenvalues, self.vectors = torch.linalg.eigh((theta + theta.T) / 2)
@@ -284,7 +298,10 @@ class NTKRegression:
         Raises:
             ValueError: ``t`` negative or not a whole number of steps; ``f0`` given to one of
                 ``fit`` and ``predict`` only; ``t=inf`` with a singular kernel and no ridge.
+            RuntimeError: before ``fit``.
         """
+        if not hasattr(self, "residual"):
+            raise RuntimeError("predict was called before fit")
         if self._started_at_zero != (f0 is None):
             raise ValueError("f0: give the initial function to both fit and predict, or to neither")
         sigma_x, theta_x = (k.double() for k in self.kernel(x, self.X))
@@ -301,9 +318,13 @@ class NTKRegression:
         return 1 - (self.eigenvalues + self.ridge) * self._response(t)
 
     def _response(self, t: float | int) -> Tensor:
-        """``(1 - exp(-lr t lambda)) / lambda`` per eigenvalue, accurate where lambda is 0."""
+        """``(1 - exp(-lr t lambda)) / lambda`` for each eigenvalue.
+
+        An eigenvalue that is zero up to rounding gets 0: no test point feels such a direction, and
+        over a long time the rounding error in it would grow without bound.
+        """
         rate = self.eigenvalues + self.ridge
-        if t < 0 or (self.dynamics == "descent" and t != math.inf and t != int(t)):
+        if not t >= 0 or (self.dynamics == "descent" and t != math.inf and t != int(t)):
             raise ValueError(f"t={t}: allowed is 0 or more, whole steps for 'descent', or inf")
         if t == math.inf:
             if rate[0] <= 1e-14 * rate[-1]:
@@ -312,12 +333,13 @@ class NTKRegression:
                     f"{rate[-1]:.2g}); use a finite t or a ridge"
                 )
             return 1 / rate
+        null = rate <= len(rate) * torch.finfo(rate.dtype).eps * rate[-1]
+        safe = torch.where(null, 1.0, rate)
         if self.dynamics == "flow":
-            done = -torch.expm1(-self.lr * t * rate)
+            done = -torch.expm1(-self.lr * t * safe)
         else:
-            done = 1 - (1 - self.lr * rate) ** int(t)
-        tiny = rate.abs() * self.lr * t < 1e-10
-        return torch.where(tiny, self.lr * t, done / torch.where(tiny, 1.0, rate))
+            done = 1 - (1 - self.lr * safe) ** int(t)
+        return torch.where(null, 0.0, done / safe)
 
 
 def kernel_descent(
@@ -347,11 +369,11 @@ def kernel_descent(
     rows, start = theta, f0
     if theta_test is not None:
         rows, start = torch.cat([theta, theta_test]), torch.cat([f0, f0_test])
-    rows, start = rows.double().cpu(), start.double().cpu()  # SciPy's solver runs there
+    rows, start = (v.detach().cpu().double() for v in (rows, start))  # SciPy's solver runs there
 
     def slope(t, flat):
         f = torch.from_numpy(flat).view(len(rows), outputs)
-        return (rows @ velocity(f[:n])).flatten().numpy()
+        return (rows @ velocity(f[:n]).cpu()).flatten().numpy()
 
     end = float(times[-1]) or 1.0
     solution = solve_ivp(

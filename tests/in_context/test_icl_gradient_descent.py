@@ -166,6 +166,12 @@ def test_the_query_is_nobodys_key(tasks, gen):
 # ---- Two routes agree
 
 
+@pytest.mark.parametrize("options", [{}, {"softmax": True}, {"norm": nn.LayerNorm, "clip": 1.0}])
+def test_the_prediction_is_the_last_entry_of_the_last_state(tasks, gen, options):
+    model = LinearSelfAttention(6, heads=2, layers=3, std=0.3, gen=gen, **options)
+    assert_close(model(tasks[0]), -model.states(tasks[0])[-1][:, -1, -1], 1e-12)
+
+
 @pytest.mark.parametrize("heads, looped", [(1, True), (1, False), (3, True), (2, False)])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_moments_and_tokens_predict_alike(gen, double, heads, looped, layers):

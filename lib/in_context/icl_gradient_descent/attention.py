@@ -109,29 +109,38 @@ class LinearSelfAttention(nn.Module):
 
     def states(self, tokens: Float[Tensor, "*b m e"]) -> list[Float[Tensor, "*b m e"]]:
         """The tokens before the first layer and after each."""
-        a, c = self.merged()
         states = [tokens]
         for layer in range(self.layers):
-            k = 0 if self.looped else layer
-            e = states[-1]
-            read = e if self.norms is None else self.norms[k](e)
-            update = lsa_update(
-                read,
-                read[..., :-1, :],
-                a[..., k, :, :, :],
-                c[..., k, :, :, :],
-                softmax=self.softmax[layer],
-                key_dim=self.key_dim,
-            )
-            if self.y_only:
-                update = torch.cat([torch.zeros_like(update[..., :-1]), update[..., -1:]], -1)
-            e = e + self.dampening * update
-            states.append(e if self.clip is None else e.clamp(-self.clip, self.clip))
+            states.append(self._layer(states[-1], layer))
         return states
 
     def forward(self, tokens: Float[Tensor, "*b m e"]) -> Float[Tensor, "*b"]:
         """The prediction for the query, minus the last entry of its token."""
-        return -self.states(tokens)[-1][..., -1, -1]
+        for layer in range(self.layers):
+            # Nobody reads the context after the last layer.
+            rows = slice(-1 if layer == self.layers - 1 else None, None)
+            tokens = self._layer(tokens, layer, rows)
+        return -tokens[..., -1, -1]
+
+    def _layer(
+        self, e: Float[Tensor, "*b m e"], layer: int, rows: slice = slice(None)
+    ) -> Float[Tensor, "*b k e"]:
+        """The tokens of ``rows`` after one more layer."""
+        a, c = self.merged()
+        k = 0 if self.looped else layer
+        read = e if self.norms is None else self.norms[k](e)
+        update = lsa_update(
+            read[..., rows, :],
+            read[..., :-1, :],
+            a[..., k, :, :, :],
+            c[..., k, :, :, :],
+            softmax=self.softmax[layer],
+            key_dim=self.key_dim,
+        )
+        if self.y_only:
+            update = torch.cat([torch.zeros_like(update[..., :-1]), update[..., -1:]], -1)
+        e = e[..., rows, :] + self.dampening * update
+        return e if self.clip is None else e.clamp(-self.clip, self.clip)
 
 
 def moment_predict(

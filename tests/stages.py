@@ -50,7 +50,7 @@ STAGES: dict[str, tuple[str, float, list[list[str]]]] = {
     "browser": (
         "the site in a real browser",
         60,
-        [[PYTHON, "-m", "pytest", "-q", "-m", "site", "tests/book"]],
+        [[PYTHON, "-m", "pytest", "-q", "-n", "2", "-m", "site", "tests/book"]],
     ),
 }
 

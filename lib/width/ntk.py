@@ -265,7 +265,8 @@ class NTKRegression:
         The device must have float64, which Apple's ("mps") has not.
 
         Raises:
-            ValueError: no samples; lengths differ; gradient steps of this ``lr`` diverge on this kernel.
+            ValueError: no samples; lengths differ; gradient steps of this ``lr`` diverge on this
+                kernel.
         """
         if len(X) != len(y) or len(X) == 0:
             raise ValueError(f"X has {len(X)} rows and y {len(y)}: allowed is one number above 0")

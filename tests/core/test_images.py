@@ -144,3 +144,8 @@ def test_errors(gen):
         scatter(1, ["disc", "ring"], 32, gen, k=3)
     with pytest.raises(ValueError, match="gap=90"):
         scatter(1, ["disc", "ring"], 32, gen, gap=90.0)
+
+
+def test_shapes_wider_than_the_image_are_refused(gen):
+    with pytest.raises(ValueError, match="a shape that wide does not fit 10 pixels"):
+        scatter(3, ["disc", "ring"], 10, gen, radius=(4.0, 5.5), gap=1.0)

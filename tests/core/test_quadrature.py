@@ -42,6 +42,18 @@ def test_degenerate_pairs(c):
     assert gaussian_mean2(torch.cos, torch.cos, zero).item() == pytest.approx(1.0)
 
 
+def test_gradients_are_finite_where_a_pair_is_one_variable():
+    """Three variances, the pair moving as one: the derivative of E[tanh(u)^2]."""
+    var = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    cov = var[:, None, None].expand(3, 2, 2)
+    got = torch.autograd.grad(gaussian_mean2(torch.tanh, torch.tanh, cov).sum(), var)[0]
+    assert torch.isfinite(got).all()
+    square = lambda u: torch.tanh(u).square()
+    apart = var.detach()[1:]
+    numeric = (gaussian_mean(square, apart + 1e-5) - gaussian_mean(square, apart - 1e-5)) / 2e-5
+    assert_close(got[1:], numeric, 1e-7)
+
+
 def test_errors():
     with raises(ValueError, match="variance cannot be negative"):
         gaussian_mean(torch.sin, torch.tensor(-1.0))

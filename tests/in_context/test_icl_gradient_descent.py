@@ -34,7 +34,7 @@ from lib.in_context.icl_gradient_descent import (
     tune_gd,
 )
 from lib.models.transformer import Block, SequenceModel, context_mask
-from tests.helpers import assert_close
+from tests.helpers import assert_close, raises
 
 
 @pytest.fixture
@@ -92,6 +92,23 @@ def test_one_layer_is_one_step_for_all_tokens(tasks, gen):
     assert_close(after[:, :-1, -1:], y - x @ step[..., None], 1e-12)
     assert_close(-after[:, -1, -1], (xq * (w0 + step)).sum(-1), 1e-12)
     assert_close(after[..., :-1], tokens[..., :-1], 1e-14)
+
+
+@pytest.mark.parametrize("rates", [[0.7], [0.7, 0.4], [0.7, 0.4, 1.1], 0.7])
+def test_stacks_and_loops_start_from_w0(tasks, gen, rates):
+    tokens, _ = tasks
+    x, y, xq = split(tokens)
+    w0 = torch.randn(5, generator=gen)
+    start = tokens.clone()
+    start[:, -1, -1] = -(xq @ w0)
+    looped = isinstance(rates, float)
+    model = constructed(5, gd_construction(5, rates, 7, w0), **({"layers": 3} if looped else {}))
+    w = w0.expand(16, 5)
+    for eta in [rates] * 3 if looped else rates:
+        w = w.detach().requires_grad_()
+        loss = (x @ w[..., None] - y).square().sum() / (2 * 7)
+        w = w - eta * torch.autograd.grad(loss, w)[0]
+    assert_close(model(start), (xq * w.detach()).sum(-1), 1e-12)
 
 
 def test_float32_is_close_too(gen):
@@ -301,6 +318,12 @@ def test_rescaling_undoes_the_freedom_between_the_factors(factor):
     assert gamma.abs() < 1e-12
 
 
+def test_rates_may_be_tensors_of_one_number(tasks):
+    data = split(tasks[0])
+    expected = gd_predict(*data, 0.7, 2, 0.2)
+    assert_close(gd_predict(*data, torch.tensor(0.7), 2, torch.tensor(0.2)), expected, 1e-12)
+
+
 def test_rates_of_gdpp_and_of_two_heads():
     model = constructed(4, gdpp_construction(4, [1.0, 2.0], [0.5, 0.1], 6))
     eta, gamma = effective_rates(*model.merged(), 6)
@@ -347,7 +370,7 @@ def _train(model, steps, batch, layers, n=5, d=4, peak=2e-2, seed=0):
 
 def test_a_trained_layer_is_a_step_of_gradient_descent():
     model = _train(
-        LinearSelfAttention(5, members=2, std=0.1, gen=child(0, "init")), 300, 256, layers=1
+        LinearSelfAttention(5, members=2, std=0.2, gen=child(0, "init")), 300, 256, layers=1
     )
     best = tune_gd(1, sample_spectrum(4000, 5, 4, gen=child(0, "spectrum")))
     reference = lambda t: gd_predict(*split(t), best.eta)[:, 0]
@@ -461,6 +484,15 @@ def test_copying_sees_a_layer_that_copies_its_neighbor(gen):
         (lambda g: sample_regression(2, 3, 3, input_range=-1.0, gen=g), "input_range=-1.0"),
         (lambda g: sample_spectrum(2, 3, 0, gen=g), "d=0"),
         (lambda g: LinearSelfAttention(5, layers=0), "layers=0"),
+        (lambda g: LinearSelfAttention(5, key_dim=0), "key_dim=0"),
+        (lambda g: LinearSelfAttention(5, members=0), "members=0"),
+        (lambda g: LinearSelfAttention(5)(torch.ones(2, 3, 4)), "tokens have 4 entries"),
+        (lambda g: icl.constructed(2, gd_construction(2, 0.1, 3), layers=0), "layers=0"),
+        (lambda g: icl.constructed(2, gd_construction(2, [0.1, 0.2], 3), layers=-1), "layers=-1"),
+        (lambda g: copying(LinearSelfAttention(5), torch.ones(2, 3, 5), 9), "layer=9: allowed is"),
+        (lambda g: gd_predict(*split(torch.ones(2, 4, 3)), 1.0, 0), "steps=0"),
+        (lambda g: gd_predict(*split(torch.ones(2, 1, 3)), 1.0), "x has 0 examples"),
+        (lambda g: residual_factor(torch.ones(3), 1.0, 0.0, -1), "steps=-1"),
         (lambda g: LinearSelfAttention(5, layers=2, softmax=[True]), "softmax has 1 values"),
         (lambda g: gdpp_construction(3, [1.0, 2.0], 0.1, 5), "eta has 2 values and gamma 1"),
         (lambda g: residual_factor(torch.ones(3), [1.0, 2.0], 0.0, 3), "eta has 2 values"),
@@ -475,8 +507,20 @@ def test_copying_sees_a_layer_that_copies_its_neighbor(gen):
             ),
             "layers=3, but the weights hold 2",
         ),
+        (
+            lambda g: moment_predict(
+                torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3), torch.ones(1, 4, 3), 0
+            ),
+            "layers=0",
+        ),
+        (
+            lambda g: moment_predict(
+                torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3), torch.ones(1, 4, 5)
+            ),
+            "tokens have 5 entries",
+        ),
     ],
 )
 def test_errors(gen, make, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, match=message):
         make(gen)

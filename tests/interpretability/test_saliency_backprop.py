@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from lib.interpretability import saliency_backprop as sb
 from lib.kernels.saliency_stats import saliency_stats
 from lib.models.attribution import methods
 from lib.models.cnn import ConvNet
-from tests.helpers import assert_close
+from tests.helpers import assert_close, raises
 
 TARGET = torch.tensor([1, 0, 3])
 
@@ -189,7 +191,7 @@ def test_meta_saliency_of_order_two_is_the_total_derivative(x):
         """Score after the step, with a zero added to the activation in both passes."""
         with patch(model, {layer: lambda out: out + probe}):
             stepped = sb.OneStep(model, eps, 2, F.cross_entropy)
-            stepped.target = target
+            stepped.aim(image, target)
             return methods.pick(stepped(image), target).sum().detach()
 
     seen = {}
@@ -217,7 +219,6 @@ def test_meta_saliency_of_order_two_is_the_total_derivative(x):
     [
         sb.grad_cam_point,
         lambda m, x, t, l: sb.grid_saliency(m, x, t, l, "conv3x3_depthwise", "filter_norm"),
-        lambda m, x, t, l: methods.guided_backprop(m, x, t),
         lambda m, x, t, l: methods.gradient(m, x, t),
     ],
 )
@@ -229,6 +230,74 @@ def test_meta_saliency_takes_any_method(x, method, order):
     )
     assert torch.isfinite(maps).all()
     assert len(maps) == 3
+
+
+def stepped_by_hand(model, image, target, eps):
+    """A deep copy of the model, one plain gradient step further."""
+    other = copy.deepcopy(model)
+    F.cross_entropy(other(image), target).backward()
+    with torch.no_grad():
+        for p in other.parameters():
+            p -= eps * p.grad
+    return other
+
+
+def test_meta_saliency_of_guided_backpropagation_takes_an_unguided_step(x):
+    model = net()
+    got = sb.meta_saliency(methods.guided_backprop, model, x, TARGET, 0.05)
+    for i in range(3):
+        image, target = x[i : i + 1], TARGET[i : i + 1]
+        other = stepped_by_hand(model, image, target, 0.05)
+        assert_close(got[i : i + 1], methods.guided_backprop(other, image, target), 1e-10)
+    with raises(ValueError, match="guided backpropagation changes every backward pass"):
+        sb.meta_saliency(methods.guided_backprop, model, x, TARGET, 0.05, order=2)
+
+
+def test_one_step_is_in_its_models_mode():
+    assert not sb.OneStep(net(), 0.1, 1, F.cross_entropy).training
+    assert sb.OneStep(net().train(), 0.1, 1, F.cross_entropy).training
+
+
+def test_batch_statistics_are_left_alone(x, gen):
+    model = net().train()
+    before = copy.deepcopy(model.state_dict())
+    for call in (
+        lambda: sb.class_sensitivity(saliency, model, x),
+        lambda: sb.identity_gradient(model, x, TARGET, "stages.0", "bias"),
+        lambda: methods.gradient(model, x, TARGET),
+        lambda: methods.guided_backprop(model, x, TARGET),
+        lambda: sb.meta_saliency(saliency, model, x, TARGET),
+        lambda: sb.randomization_curve(saliency, model, x, TARGET, ["head"], gen),
+    ):
+        with raises(ValueError, match="is in training mode"):
+            call()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_class_sensitivity_compares_most_with_least_probable(x):
+    model, asked = net(), []
+
+    def spy(m, x, t):
+        asked.append(t)
+        return methods.gradient(m, x, t).sum(1, keepdim=True)
+
+    rho = sb.class_sensitivity(spy, model, x)
+    y = model(x)
+    assert torch.equal(asked[0], y.argmax(1))
+    assert torch.equal(asked[1], y.argmin(1))
+    assert (rho < 0.99).all()
+
+
+def test_min_max_scales_each_image_by_itself(gen):
+    maps = (
+        torch.rand(3, 1, 4, 4, generator=gen)
+        * torch.tensor([1.0, 10.0, 100.0])[:, None, None, None]
+    )
+    scaled = sb.min_max(maps)
+    assert torch.equal(scaled.amax((1, 2, 3)), torch.ones(3))
+    assert torch.equal(scaled.amin((1, 2, 3)), torch.zeros(3))
+    assert (sb.min_max(torch.full((1, 1, 4, 4), 3.0)) == 0).all()
 
 
 def test_meta_saliency_uphill(x):
@@ -251,6 +320,41 @@ def test_cascade_reinitializes_from_the_top(x, gen):
     assert not any(n.startswith("stages.0") for n in changed)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_cascade_keeps_what_it_randomized_and_obeys_its_generator():
+    model = net(dtype=torch.float32)
+    steps = ["head", ("stages.1.0", "stages.1.1")]
+
+    def run(seed):
+        gen = torch.Generator().manual_seed(seed)
+        return [(part, copy.deepcopy(m.state_dict())) for part, m in sb.cascade(model, steps, gen)]
+
+    first, again, other = run(0), run(0), run(1)
+    assert [part for part, _ in first] == ["head", "stages.1.0, stages.1.1"]
+    for name in model.head.state_dict():
+        assert torch.equal(first[1][1]["head." + name], first[0][1]["head." + name])
+    assert torch.equal(first[1][1]["stages.1.1.running_var"], torch.ones(7))
+    assert not torch.equal(first[0][1]["stages.1.1.running_var"], torch.ones(7))
+    for name, value in first[1][1].items():
+        assert torch.equal(value, again[1][1][name])
+    weight = "stages.1.0.weight"
+    assert not torch.equal(first[1][1][weight], other[1][1][weight])
+
+
+def test_randomization_curve_leaves_constant_maps_out(x, gen):
+    model, x = net(dtype=torch.float32), x.float()
+    trained = model.head[-1].weight.detach().clone()
+
+    def half(m, x, t):  # once the head has changed, the first map is constant
+        maps = x.sum(1, keepdim=True).clone()
+        if not torch.equal(m.head[-1].weight, trained):
+            maps[0] = 1.0
+        return maps
+
+    curve = sb.randomization_curve(half, model, x, TARGET, ["head"], gen)
+    assert_close(curve.defined.to_numpy(), [1.0, 2 / 3], 1e-6)
+    assert_close(curve.spearman.to_numpy(), [1.0, 1.0], 1e-6)
 
 
 def test_randomization_curve(x, gen):
@@ -297,6 +401,17 @@ def test_errors(x, gen):
         sb.extract(f, g[:, :3], "real", nn.Conv2d(4, 4, 3, padding=1))
     with pytest.raises(ValueError, match="lopsided"):
         sb.extract(f, g, "real", nn.Conv2d(4, 4, 2, padding="same"))
+    plain = nn.Conv2d(4, 4, 3, padding=1)
+    with raises(ValueError, match=r"needs g of shape \(2, 4, 5, 6\), got \(1, 4, 5, 6\)"):
+        sb.closed_form(f, g[:1], "real", "norm", plain)
+    with raises(ValueError, match=r"needs g of shape \(2, 4, 5, 6\), got \(2, 4, 4, 6\)"):
+        sb.closed_form(f, g[:, :, :4], "real", "norm", plain)
+    with pytest.raises(RuntimeError, match="aim"):
+        sb.OneStep(model, 0.1, 1, F.cross_entropy)(x)
+    with pytest.raises(ValueError, match="x is empty"):
+        sb.meta_saliency(saliency, model, x[:0], 0)
+    with pytest.raises(ValueError, match="got 2 for 3 images"):
+        sb.meta_saliency(saliency, model, x, TARGET[:2])
     with pytest.raises(ValueError, match="is no nn.Conv2d"):
         sb.grid_saliency(model, x, 0, "stages.0", "real")
     with pytest.raises(ValueError, match="no depthwise part"):

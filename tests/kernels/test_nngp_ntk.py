@@ -60,6 +60,16 @@ def test_reference_float32_near_and_at_coincidence(act):
     assert_close(nngp_ntk(x.float(), x.float(), 3, act)[1], exact, 1e-3)
 
 
+def test_reference_float32_keeps_its_range():
+    """The product of two variances leaves float32 long before a kernel does."""
+    x, y = inputs(6, 5, 4)
+    for scale, depth, gain in ((1e-12, 3, 2.0), (1e11, 3, 2.0), (1.0, 100, 1.0), (1e-6, 40, 1.0)):
+        exact = nngp_ntk(scale * x, scale * y, depth, "relu", 0.0, gain)
+        got = nngp_ntk((scale * x).float(), (scale * y).float(), depth, "relu", 0.0, gain)
+        for g, e in zip(got, exact):
+            assert_close(g.double() / e.abs().max(), e / e.abs().max(), 1e-4, f"{scale} {depth}")
+
+
 def test_which_empty_and_half_inputs():
     x1, x2 = inputs(3, 4, 2)
     both = nngp_ntk(x1, x2, 2)
@@ -150,6 +160,23 @@ def test_strides_depth_zero_and_empty(device):
     assert nngp_ntk(x1[:0], x2, 2, backend="triton")[1].shape == (0, 30)
     g1, g2 = grads(x1[:0], x2, torch.zeros(2, 0, 30), depth=2, backend="triton")
     assert g1.shape == (0, 4) and (g2 == 0).all()
+
+
+@pytest.mark.triton
+def test_float32_keeps_its_range(device):
+    """Variances whose product is below or above float32, forward and backward."""
+    for scale, depth, gain in ((1e-12, 3, 2.0), (1e11, 3, 2.0), (1.0, 100, 1.0)):
+        x1, x2 = (scale * x for x in inputs(6, 5, 4, device=device))
+        exact = nngp_ntk_reference(x1, x2, depth, "relu", 0.0, gain)
+        narrow = x1.float(), x2.float()
+        got = nngp_ntk(*narrow, depth, "relu", 0.0, gain, backend="triton")
+        for g, e in zip(got, exact):
+            assert_close(g.double() / e.abs().max(), e / e.abs().max(), 1e-4, f"{scale} {depth}")
+        w = torch.ones(2, 6, 5, dtype=torch.float64, device=device)
+        settings = {"depth": depth, "beta": 0.0, "gain": gain}
+        exact = grads(x1, x2, w, **settings, backend="reference")
+        for g, e in zip(grads(*narrow, w, **settings, backend="triton"), exact):
+            assert_close(g.double() / e.abs().max(), e / e.abs().max(), 1e-4, f"{scale} {depth}")
 
 
 @pytest.mark.triton

@@ -6,7 +6,7 @@ from torch import nn
 
 from lib.models.attribution import methods, scores
 from lib.models.cnn import ConvNet
-from tests.helpers import assert_close
+from tests.helpers import assert_close, raises
 
 
 def net(norm=nn.BatchNorm2d, head="flatten", hidden=(8,), seed=0):
@@ -200,3 +200,32 @@ def test_score_errors():
         scores.class_mean(masks[0, 0], torch.tensor([0, 1, 2, 0]), 2)
     with pytest.raises(ValueError, match="kind='kendall'"):
         scores.rank_agreement(maps, maps, "kendall")
+
+
+def test_a_layer_that_runs_twice_is_refused():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu, self.head = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(2, 3)
+
+        def forward(self, x):
+            return self.head(self.relu(self.relu(self.conv(x)) - 0.1).mean((2, 3)))
+
+    model, x = Twice(), torch.ones(2, 1, 5, 5)
+    assert "conv" in methods.layer_gradients(model, x, 0, ["conv"])
+    with pytest.raises(ValueError, match="'relu' runs more than once"):
+        methods.layer_gradients(model, x, 0, ["relu"])
+
+
+def test_upsampling_aligns_pixel_areas_not_corners():
+    row = torch.tensor([[[[0.0, 1.0]]]])
+    want = torch.tensor([[[[0.0, 0.25, 0.75, 1.0]]]])
+    assert torch.allclose(methods.upsample(row, (1, 4)), want)
+
+
+def test_targets_must_be_integers_one_for_each_image():
+    y = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match="got 2 for 3 images"):
+        methods.pick(y, torch.tensor([0, 1]))
+    with raises(TypeError, match="allowed are integers, got torch.float32"):
+        methods.pick(y, torch.tensor([0.0, 1.0, 2.0]))

@@ -148,6 +148,22 @@ def test_slope_of():
     assert_close(slope_of(torch.tanh)(z), 1 - torch.tanh(z) ** 2, 1e-14)
 
 
+def test_gradient_through_quadrature(gen):
+    """A custom activation, coincident pairs on the diagonal included: finite differences."""
+    x, direction = on_sphere(gen, 3, 4), torch.randn(3, 4, generator=gen, dtype=torch.float64)
+    total = lambda z: nngp_ntk(z, None, 2, torch.tanh, nodes=24)[1].sum()
+    leaf = x.clone().requires_grad_()
+    grad = torch.autograd.grad(total(leaf), leaf)[0]
+    numeric = (total(x + 1e-5 * direction) - total(x - 1e-5 * direction)) / 2e-5
+    assert_close((grad * direction).sum(), numeric, 1e-6)
+
+
+def test_one_tensor_twice_is_the_same_as_none(gen):
+    x = on_sphere(gen, 5, 7).float()
+    for named, alone in zip(nngp_ntk(x, x, 3), nngp_ntk(x, None, 3)):
+        assert torch.equal(named, alone)
+
+
 def test_errors(gen):
     x = on_sphere(gen, 3, 2)
     with raises(ValueError, match=r"one d > 0, got \(3, 2\) and \(3, 1\)"):

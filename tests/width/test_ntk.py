@@ -104,6 +104,24 @@ def test_standard_parametrization_has_a_kernel_that_grows():
         assert_close(theta.mean(0), exact, 0.35)
 
 
+def test_biases_of_the_standard_parametrization_learn_at_rate_one():
+    """Wide layers would hide the biases, so the inputs are zero: only biases send a signal."""
+    x = torch.zeros(1, 2).double()
+    models = [
+        net((2, 4000, 1), "identity", seed=k, parametrization="standard", beta=0.5)
+        for k in range(4)
+    ]
+    theta = ntk.structured_ntk(
+        Ensemble(models).params, x, x, "identity", 0.5, 1.0, "standard", "trace"
+    )
+    exact = nngp_ntk(x, None, 1, "identity", 0.5, parametrization="standard", widths=(2, 4000))[1]
+    # beta^2 n in the last layer's weights, 1 in its bias, E[w^2] n = 1 in the first bias.
+    assert_close(exact, torch.tensor([[0.25 * 4000 + 2]]), 1e-12)
+    assert_close(theta.mean(0), exact, 0.05)
+    first = nngp_ntk(x, None, 0, "identity", 0.5, parametrization="standard", widths=(2,))[1]
+    assert_close(first, torch.ones(1, 1), 1e-12)
+
+
 # Training, solved.
 
 
@@ -178,6 +196,38 @@ def test_remaining_share_of_the_residual(problem):
     left = solved.vectors.T @ (y - solved.predict(x, 9))
     start = solved.vectors.T @ y
     assert_close(left[:, 0] / start[:, 0], solved.remaining(9), 1e-8)
+
+
+def test_a_singular_kernel_at_a_very_late_time_gives_least_squares(gen):
+    """Linear kernel, more samples than dimensions: the least-squares weights of smallest norm."""
+    x = torch.randn(9, 3, generator=gen, dtype=torch.float64)
+    y, xs = (torch.randn(n, m, generator=gen, dtype=torch.float64) for n, m in ((9, 1), (4, 3)))
+    linear = lambda a, b: (a @ b.T / 3, a @ b.T / 3)
+    expected = xs @ torch.linalg.lstsq(x, y).solution
+    for dynamics in ("flow", "descent"):
+        solved = NTKRegression(linear, 0.1, dynamics).fit(x, y)
+        assert_close(solved.predict(xs, 10**16), expected, 1e-10, dynamics)
+        assert_close(solved.remaining(10**16)[:6], torch.ones(6), 1e-12, dynamics)
+
+
+def test_steps_diverge_from_twice_the_inverse_of_the_largest_eigenvalue_on(problem):
+    x, y, _ = problem
+    top = torch.linalg.eigvalsh(limit(x, x)[1])[-1].item()
+    for ridge in (0.0, 0.3):
+        edge = 1 / (top + ridge)
+        NTKRegression(limit, 1.999 * edge, "descent", ridge).fit(x, y)
+        with raises(ValueError, match="gradient steps diverge"):
+            NTKRegression(limit, 2.001 * edge, "descent", ridge).fit(x, y)
+
+
+def test_remaining_share_with_a_ridge(problem):
+    """The pull acts as one more eigenvalue: what is left decays at lambda + ridge."""
+    x, y, _ = problem
+    solved = NTKRegression(limit, 0.7, "descent", ridge=0.2).fit(x, y)
+    rate = torch.linalg.eigvalsh(limit(x, x)[1]) + 0.2
+    assert_close(solved.remaining(9), (1 - 0.7 * rate) ** 9, 1e-10)
+    flow = NTKRegression(limit, 0.7, ridge=0.2).fit(x, y)
+    assert_close(flow.remaining(2.5), torch.exp(-0.7 * 2.5 * rate), 1e-10)
 
 
 def test_ridge_is_kernel_ridge_regression(problem):
@@ -297,10 +347,23 @@ def test_errors(problem):
         empirical_ntk(nn.Linear(4, 1), torch.zeros(2, 4), method="structured")
     with raises(ValueError, match="reduce='sum'"):
         empirical_ntk(net(), torch.zeros(2, 4).double(), method="structured", reduce="sum")
+    with raises(ValueError, match="chunk=0"):
+        empirical_ntk(net(), torch.zeros(2, 4).double(), method="structured", chunk=0)
+    params, zero = dict(net().named_parameters()), torch.zeros(2, 4).double()
+    with raises(ValueError, match="activation='gelu'.*or a function"):
+        ntk.structured_ntk(params, zero, zero, "gelu")
+    with raises(ValueError, match="parametrization='mup'.*'standard'"):
+        ntk.structured_ntk(params, zero, zero, parametrization="mup")
     with raises(ValueError, match="dynamics='adam'"):
         NTKRegression(limit, dynamics="adam")
     with raises(ValueError, match="lr=0"):
         NTKRegression(limit, 0.0)
+    with raises(ValueError, match="lr=nan"):
+        NTKRegression(limit, math.nan)
+    with raises(RuntimeError, match="before fit"):
+        NTKRegression(limit).predict(x)
+    with raises(ValueError, match="0 rows and y 0"):
+        NTKRegression(limit).fit(x[:0], y[:0])
     with raises(ValueError, match="6 rows and y 5"):
         NTKRegression(limit).fit(x, y[:5])
     with raises(ValueError, match="diverge.*allowed is below"):
@@ -308,6 +371,8 @@ def test_errors(problem):
     solved = NTKRegression(limit, 0.1, "descent").fit(x, y)
     with raises(ValueError, match=r"t=1\.5.*whole steps"):
         solved.predict(xs, 1.5)
+    with raises(ValueError, match="t=nan"):
+        solved.predict(xs, math.nan)
     with raises(ValueError, match="to both fit and predict"):
         solved.predict(xs, 1, torch.zeros(5, 1))
     twice = torch.cat([x, x[:1]])

@@ -159,10 +159,12 @@ def scatter(
     violate this are drawn again).
 
     Raises:
-        ValueError: fewer kinds than shapes, an unknown kind, or a gap that does not fit.
+        ValueError: fewer kinds than shapes, an unknown kind, or shapes or a gap that do not fit.
     """
     if not 1 <= k <= len(kinds):
         raise ValueError(f"k={k}: allowed is 1 to {len(kinds)}, the number of kinds")
+    if 2 * max(radius) > size:
+        raise ValueError(f"radius={radius}: a shape that wide does not fit {size} pixels")
     index = torch.tensor([_kind(name) for name in kinds])
     order = torch.rand(n, len(kinds), generator=gen).argsort(1)[:, :k]
     r = _uniform((n, k), *radius, gen)

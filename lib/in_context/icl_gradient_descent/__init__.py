@@ -7,7 +7,7 @@ Here: regression tasks as tokens; linear self-attention (LSA) with heads, stacke
 dampening, softmax and norms; the weights that make it gradient descent (GD) or GD++; the tuned
 baselines, in closed form in the eigenvalues of the data; alignment of a trained layer with them;
 the deep variants (MLP in front, MLP between, separate x and y tokens with the copying measure).
-Not here: the paper's appendix on classification, and its language-model speculation.
+Not here: anything but regression with a squared error.
 
 Symbols: ``d`` inputs, ``n`` examples in the context, tokens ``e = (x, y)`` of ``d + 1`` entries,
 the query ``(x_t, 0)`` last. ``gamma`` is written with the factor ``1 / n`` outside, like ``eta``;

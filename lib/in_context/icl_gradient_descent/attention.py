@@ -35,7 +35,7 @@ def lsa_update(
     queries = torch.einsum("...hef,...bjf->...bhje", c, tokens)
     scores = queries @ keys[..., None, :, :].mT
     if softmax:
-        scores = scores / (key_dim or tokens.shape[-1]) ** 0.5
+        scores = scores / (tokens.shape[-1] if key_dim is None else key_dim) ** 0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         scores = scores.softmax(-1)
@@ -88,8 +88,10 @@ class LinearSelfAttention(nn.Module):
         gen: torch.Generator | None = None,
     ):
         super().__init__()
-        key_dim = key_dim or dim
-        positive(dim=dim, heads=heads, layers=layers, key_dim=key_dim, members=members or 1)
+        key_dim = dim if key_dim is None else key_dim
+        positive(dim=dim, heads=heads, layers=layers, key_dim=key_dim)
+        if members is not None:
+            positive(members=members)
         self.softmax = [softmax] * layers if isinstance(softmax, bool) else list(softmax)
         if len(self.softmax) != layers:
             raise ValueError(f"softmax has {len(self.softmax)} values for layers={layers}")
@@ -126,6 +128,8 @@ class LinearSelfAttention(nn.Module):
         self, e: Float[Tensor, "*b m e"], layer: int, rows: slice = slice(None)
     ) -> Float[Tensor, "*b k e"]:
         """The tokens of ``rows`` after one more layer."""
+        if e.shape[-1] != self.P.shape[-2]:
+            raise ValueError(f"tokens have {e.shape[-1]} entries: allowed is {self.P.shape[-2]}")
         a, c = self.merged()
         k = 0 if self.looped else layer
         read = e if self.norms is None else self.norms[k](e)
@@ -154,20 +158,22 @@ def moment_predict(
     A linear layer multiplies every token by one matrix, ``M_k = I + sum_h A_kh G_k C_kh``, where
     ``G_k = sum_i e_i e_i^T`` is all it knows about the context; afterwards
     ``G_(k+1) = M_k G_k M_k^T``. So the query's path is a chain of products of vectors with ``G_0``:
-    (3^layers - 1) / 2 of them for one head, which beats moving all tokens up to three layers.
+    (3^layers - 1) / 2 of them for one head, which beats moving all tokens for two and three layers.
 
     Args:
         layers: how often the weights are applied, where they hold one looped layer.
 
     Raises:
-        ValueError: ``layers`` differs from the number of stacked layers that the weights hold.
+        ValueError: ``layers`` is not positive, or differs from the number of stacked layers that
+            the weights hold; tokens and weights differ in their width.
     """
     stored = a.shape[-4]
-    layers = layers or stored
+    layers = stored if layers is None else layers
+    positive(layers=layers)
+    if tokens.shape[-1] != a.shape[-1]:
+        raise ValueError(f"tokens have {tokens.shape[-1]} entries: allowed is {a.shape[-1]}")
     if stored not in (1, layers):
-        raise ValueError(
-            f"layers={layers}, but the weights hold {stored}: allowed is 1 or {layers}"
-        )
+        raise ValueError(f"layers={layers}, but the weights hold {stored}: allowed is {stored}")
     context = tokens[..., :-1, :]
     # Tasks last: products with a weight are then one matrix product each, and with G plain sums.
     g = (context.mT @ context).movedim(-3, -1).contiguous()
@@ -201,13 +207,14 @@ def gd_construction(d: int, eta: Rates, n: int, w0: Float[Tensor, "d"] | None = 
 
     ``W_K = W_Q`` read ``x``, ``W_V`` computes the residual ``W_0 x - y``, and ``P = eta / n``. The
     layer maps ``(x_j, y_j)`` to ``(x_j, y_j - dW x_j)`` with the GD step
-    ``dW = -eta / n sum_i (W_0 x_i - y_i) x_i^T`` on ``1/(2n) sum_i |W x_i - y_i|^2``. The next
-    layer then starts from zero on the residuals, so ``w0`` enters the first layer alone, and
-    the query starts as ``(x_t, -W_0 x_t)``.
+    ``dW = -eta / n sum_i (W_0 x_i - y_i) x_i^T`` on ``1/(2n) sum_i |W x_i - y_i|^2``. Every layer
+    holds ``w0``: with ``y_i' = y_i - dW x_i``, the value ``W_0 x_i - y_i'`` is the residual of
+    ``W_0 + dW``. The query starts as ``(x_t, -W_0 x_t)``, minus what ``W_0`` predicts.
 
     Args:
         eta: rate, or one rate for each layer of a stack.
         n: examples in the context.
+        w0: starting point of the descent; zero if left out.
 
     Returns:
         A state dict for ``LinearSelfAttention(d + 1, layers=..., looped=...)``, in float64.
@@ -219,7 +226,7 @@ def gd_construction(d: int, eta: Rates, n: int, w0: Float[Tensor, "d"] | None = 
     values = torch.zeros(len(etas), 1, d + 1, d + 1, dtype=torch.float64)
     values[..., d, d] = -1.0
     if w0 is not None:
-        values[0, 0, d, :d] = w0
+        values[:, 0, d, :d] = w0
     rates = torch.tensor(etas, dtype=torch.float64)[:, None, None, None]
     project = rates / n * torch.eye(d + 1)
     reads = read_x.expand(len(etas), 1, d + 1, d + 1)
@@ -259,9 +266,15 @@ def constructed(
     Args:
         layers: how often one layer is applied; a stack has as many as it has rates.
         options: passed on, e.g. ``dampening``.
+
+    Raises:
+        ValueError: ``layers`` is not positive, or not the number of layers of a stack.
     """
     stored = params["P"].shape[0]
-    model = LinearSelfAttention(d + 1, layers=layers or stored, looped=stored == 1, **options)
+    layers = stored if layers is None else layers
+    if stored not in (1, layers):
+        raise ValueError(f"layers={layers}, but the weights hold {stored}: allowed is {stored}")
+    model = LinearSelfAttention(d + 1, layers=layers, looped=stored == 1, **options)
     model = model.to(dtype).requires_grad_(False)
     model.load_state_dict(params)
     return model

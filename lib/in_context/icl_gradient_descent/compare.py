@@ -83,7 +83,12 @@ def copying(
     Entry ``[k, j]`` is the norm of the mean over tasks of
     ``d (sum of the entries of token k after the layer) / d (input token j)``, the paper's measure.
     A layer that copies the neighbor has its large entries at ``j = k + 1``, beside the diagonal.
+
+    Raises:
+        ValueError: the model has no such layer.
     """
+    if not 1 <= layer <= model.layers:
+        raise ValueError(f"layer={layer}: allowed is 1 to {model.layers}")
 
     def sums(e: Tensor) -> Tensor:
         return model.states(e)[layer].sum(-1).sum(0)

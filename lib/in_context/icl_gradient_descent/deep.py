@@ -53,11 +53,14 @@ class LSALayer(nn.Module):
     ``mask`` (True: row may read column) takes the role of leaving the query out of the keys.
     """
 
-    def __init__(self, dim: int, heads: int, *, std: float = 0.05):
+    def __init__(
+        self, dim: int, heads: int, *, std: float = 0.05, gen: torch.Generator | None = None
+    ):
         super().__init__()
         positive(dim=dim, heads=heads)
         for name in ("W_K", "W_Q", "W_V", "P"):
-            self.register_parameter(name, nn.Parameter(std * torch.randn(heads, dim, dim)))
+            weight = std * torch.randn(heads, dim, dim, generator=gen)
+            self.register_parameter(name, nn.Parameter(weight))
 
     def forward(
         self,

@@ -27,7 +27,12 @@ def gd_predict(
 
     ``gamma > 0`` is GD++: after each step, inputs and query are multiplied by
     ``I - gamma / n sum_i x_i x_i^T``. Rates are one number, or one for each step.
+
+    Raises:
+        ValueError: no examples, no steps, or rates that are not one for each step.
     """
+    if x.shape[-2] == 0:
+        raise ValueError("x has 0 examples: allowed is 1 or more")
     etas, gammas = _per_step("eta", eta, steps), _per_step("gamma", gamma, steps)
     n, prediction = x.shape[-2], 0.0
     for rate, correction in zip(etas, gammas, strict=True):
@@ -72,6 +77,9 @@ def residual_factor(
 
     ``r(lam) = prod_k (1 - eta_k lam_k)`` with ``lam_(k+1) = lam_k (1 - gamma_k lam_k)^2``: GD++ is
     GD on data whose spectrum it reshapes between the steps. ``gamma = 0`` is GD.
+
+    Raises:
+        ValueError: no steps, or rates that are not one for each step.
     """
     left = torch.ones_like(lam)
     etas, gammas = _per_step("eta", eta, steps), _per_step("gamma", gamma, steps)
@@ -170,7 +178,8 @@ def one_step_mse(eta: float, n: int, d: int, input_range: float = 1.0) -> float:
 
 
 def _per_step(name: str, value: Rates, steps: int) -> list:
-    if isinstance(value, (int, float)):
+    positive(steps=steps)
+    if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
         return [value] * steps
     if len(value) != steps:
         raise ValueError(

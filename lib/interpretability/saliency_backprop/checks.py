@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lib.core.fitting import inner_sgd
 from lib.core.metrics import ssim
 from lib.interpretability.saliency_backprop.maps import min_max
-from lib.models.attribution.methods import Target
+from lib.models.attribution.methods import Target, no_mixing, targets
 from lib.models.attribution.scores import rank_agreement
 
 Saliency = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -30,7 +30,11 @@ def class_sensitivity(
 
     Lower is more class sensitive. Undefined (NaN) where a map is constant. The authors' code ranks
     (Spearman) maps at input resolution; here the maps are compared as ``saliency`` returns them.
+
+    Raises:
+        ValueError: a batch-normalization layer in training mode.
     """
+    no_mixing(model)
     with torch.no_grad():
         y = model(x)
     most, least = (saliency(model, x, t) for t in (y.argmax(1), y.argmin(1)))
@@ -42,7 +46,7 @@ def meta_saliency(
     model: nn.Module,
     x: Float[Tensor, "b c h w"],
     target: Target,
-    eps: float = 1e-3,
+    eps: float = 1e-4,
     order: int = 1,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     ascend: bool = False,
@@ -53,51 +57,71 @@ def meta_saliency(
     ``saliency(model with theta', x, c)``.
 
     Args:
-        eps: size of the step. The authors' code uses 1e-4 to 1e-2 on ImageNet networks; what
-            matters is how far the logits move.
+        eps: size of the step; 1e-4 is the default of the authors' code. What matters is how far
+            the logits move: a step that changes the answer explains another network.
         order: 1 takes theta' as a constant, as the authors' code does; 2 also differentiates
-            through the step, because the activation acts on the score through theta', too.
+            through the step, because the activation acts on the score through theta', too. Methods
+            that change the backward pass (guided backpropagation, excitation backpropagation)
+            would change the step as well: they allow order 1 only.
         loss: ``(logits: "1 classes", target: "1") -> scalar``.
         ascend: step uphill instead: what would make the network worse on this image.
 
     Raises:
-        ValueError: ``order`` is not 1 or 2, ``eps`` is negative.
+        ValueError: ``order`` is not 1 or 2, ``eps`` is negative, no images, a wrong number of
+            targets, a batch-normalization layer in training mode, or a method that changes the
+            backward pass with ``order=2``.
     """
     if order not in (1, 2):
         raise ValueError(f"order={order}: allowed are 1 and 2")
     if eps < 0:
         raise ValueError(f"eps={eps}: allowed is 0 or more; ascend=True changes the direction")
-    target = torch.as_tensor(target, device=x.device).expand(len(x))
+    if len(x) == 0:
+        raise ValueError("x is empty: at least one image is needed")
+    no_mixing(model)
     stepped = OneStep(model, -eps if ascend else eps, order, loss)
     maps = []
-    for image, c in zip(x.split(1), target.split(1), strict=True):
-        stepped.target = c
+    for image, c in zip(x.split(1), targets(target, x).split(1), strict=True):
+        stepped.aim(image, c)
         maps.append(saliency(stepped, image, c))
     return torch.cat(maps)
 
 
 class OneStep(nn.Module):
-    """A model that first takes a gradient step on what it is shown, then answers.
+    """A model that first takes a gradient step on one image and class, then answers.
 
-    Module names are those of the model inside, so hooks and layer names work as before.
+    Call ``aim(x, target)``, then the model. Module names are those of the model inside, so hooks
+    and layer names work as before.
     """
 
     def __init__(self, model: nn.Module, eps: float, order: int, loss: Callable):
         super().__init__()
         self.inside, self.eps, self.order, self.loss = model, eps, order, loss
         self.target: Tensor | None = None
+        self.theta: dict[str, Tensor] | None = None
+        self.passes = order  # how often each layer runs in one call
         self.training = model.training
 
-    def forward(self, x: Tensor) -> Tensor:
-        # Hooks see two passes and keep the second. With order 1, inner_sgd returns constants, so
-        # nothing of the first pass is left in the graph.
-        theta = {n: p.detach().requires_grad_() for n, p in self.inside.named_parameters()}
+    def aim(self, x: Tensor, target: Tensor) -> None:
+        """Choose the class to step towards. Order 1 steps here, before any hook is in place."""
+        self.target = target
+        self.theta = self.step(x) if self.order == 1 else None
+
+    def step(self, x: Tensor) -> dict[str, Tensor]:
+        """theta' = theta - eps grad loss(theta; x, target)."""
 
         def inner(params: dict[str, Tensor]) -> Tensor:
             return self.loss(torch.func.functional_call(self.inside, params, (x,)), self.target)
 
+        theta = {n: p.detach().requires_grad_() for n, p in self.inside.named_parameters()}
         with torch.enable_grad():
             theta = inner_sgd(theta, inner, self.eps, 1, create_graph=self.order == 2)
+        return theta if self.order == 2 else {n: p.detach() for n, p in theta.items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.target is None:
+            raise RuntimeError("OneStep has no class to step towards: call aim(x, target) first")
+        # With order 2 the step is part of the graph: a hook sees two passes and keeps the second.
+        theta = self.step(x) if self.order == 2 else self.theta
         return torch.func.functional_call(self.inside, theta, (x,))
 
     def named_modules(self, *args, **kwargs):
@@ -108,32 +132,36 @@ class OneStep(nn.Module):
 
 
 def cascade(
-    model: nn.Module, prefixes: Sequence[str], gen: torch.Generator
+    model: nn.Module, prefixes: Sequence[str | Sequence[str]], gen: torch.Generator
 ) -> Iterator[tuple[str, nn.Module]]:
     """Re-initialize a copy of the model part after part, and yield it after each.
 
     Model-randomization check of Adebayo et al. 2018 (arXiv:1810.03292). Each prefix names a part
-    (``"head"``, then ``"stages.3"``, ...); what was re-initialized stays so. The same object is
-    yielded each time.
+    (``"head"``, then ``"stages.3"``, ...), or several names make one part; what was re-initialized
+    stays so. The same object is yielded each time.
 
     Raises:
         ValueError: a prefix under which nothing can be re-initialized.
     """
     model = copy.deepcopy(model)
-    for prefix in prefixes:
-        part = [
-            m
-            for name, m in model.named_modules()
-            if (name == prefix or name.startswith(prefix + ".")) and hasattr(m, "reset_parameters")
-        ]
-        if not part:
-            raise ValueError(f"prefixes: {prefix!r} has nothing to re-initialize")
+    for step in prefixes:
+        part = {}
+        for prefix in [step] if isinstance(step, str) else step:
+            found = {
+                name: m
+                for name, m in model.named_modules()
+                if (name == prefix or name.startswith(prefix + "."))
+                and hasattr(m, "reset_parameters")
+            }
+            if not found:
+                raise ValueError(f"prefixes: {prefix!r} has nothing to re-initialize")
+            part |= found
         # reset_parameters draws from the global generator: lend it ours, and give it back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=gen)))
-            for module in part:
+            for module in part.values():
                 module.reset_parameters()
-        yield prefix, model
+        yield step if isinstance(step, str) else ", ".join(step), model
 
 
 def randomization_curve(
@@ -141,7 +169,7 @@ def randomization_curve(
     model: nn.Module,
     x: Float[Tensor, "b c h w"],
     target: Target,
-    prefixes: Sequence[str],
+    prefixes: Sequence[str | Sequence[str]],
     gen: torch.Generator,
 ) -> pd.DataFrame:
     """How much of the trained network's map is left as parts of it are re-initialized.
@@ -150,7 +178,11 @@ def randomization_curve(
     the Spearman correlation and of SSIM (maps scaled to [0, 1]) with the trained network's map.
     Images whose map has become constant have no rank correlation; ``defined`` is the share of the
     others. A map that survives the randomization of everything explains the image, not the network.
+
+    Raises:
+        ValueError: a batch-normalization layer in training mode, or as ``cascade`` does.
     """
+    no_mixing(model)
     first = saliency(model, x, target)
 
     def row(step: int, part: str, maps: Tensor) -> dict:

@@ -159,10 +159,11 @@ def _elementwise(t: Moments, how: str) -> Tensor:
 
 
 def _outer_product(f: Moments, g: Moments, how: str) -> Tensor:
+    # Roots before products: a product of two squared norms overflows long before the norm does.
     if how == "norm":
-        return ((f.pos + f.neg) * (g.pos + g.neg)).sqrt()
+        return (f.pos + f.neg).sqrt() * (g.pos + g.neg).sqrt()
     if how == "filter_norm":
-        return (f.pos * g.pos + f.neg * g.neg).sqrt()
+        return torch.hypot(f.pos.sqrt() * g.pos.sqrt(), f.neg.sqrt() * g.neg.sqrt())
     if how == "sum":
         return f.sum * g.sum
     corners = torch.cat([f.max * g.max, f.max * g.min, f.min * g.max, f.min * g.min], 1)
@@ -225,4 +226,16 @@ def _window(f: Tensor, g: Tensor, phase: str, conv: nn.Conv2d | None) -> Window:
         raise ValueError(
             f"conv maps {conv.in_channels} to {out} channels; f has {f.shape[1]}, g {g.shape[1]}"
         )
-    return Window(conv.kernel_size, conv.stride, padding, conv.dilation, conv.groups)
+    window = Window(conv.kernel_size, conv.stride, padding, conv.dilation, conv.groups)
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(
+            f.shape[2:], padding, window.dilation, window.kernel, window.stride, strict=True
+        )
+    ]
+    if len(f) != len(g) or list(g.shape[2:]) != size:
+        raise ValueError(
+            f"f of shape {tuple(f.shape)} needs g of shape {(len(f), out, *size)}, "
+            f"got {tuple(g.shape)}"
+        )
+    return window

@@ -18,7 +18,14 @@ from lib.interpretability.saliency_backprop.grid import (
     from_statistics,
 )
 from lib.kernels.saliency_stats import saliency_stats
-from lib.models.attribution.methods import Layer, Target, layer_gradients, pick, upsample
+from lib.models.attribution.methods import (
+    Layer,
+    Target,
+    layer_gradients,
+    no_mixing,
+    pick,
+    upsample,
+)
 
 
 def grid_saliency(
@@ -94,8 +101,10 @@ def identity_gradient(
     Equals the sum over images and sites of ``extract``: the statement the framework rests on.
 
     Raises:
-        ValueError: a phase that is not one of the five identities.
+        ValueError: a phase that is not one of the five identities, or a batch-normalization layer
+            in training mode.
     """
+    no_mixing(model)
     if phase not in PHASES:
         raise ValueError(f"phase={phase!r}: allowed are {', '.join(PHASES)}")
     weight: list[Tensor] = []

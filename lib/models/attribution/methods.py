@@ -38,20 +38,27 @@ def layer_gradients(
     """Activation and gradient of the target's logit at each named module, in one backward pass.
 
     The name ``"input"`` means ``x`` itself. The gradient is taken with respect to a zero that is
-    added to the activation; if a model runs a layer several times, all of its runs share that
-    zero, so the gradient is the total one.
+    added to the activation. A layer must run once: a ReLU used at two places has two activations
+    and one name. A model that makes several passes over itself in one call says so in an attribute
+    ``passes``; they share the zero, so that the gradient is the total one, and f is the last.
 
     Raises:
         ValueError: a batch-normalization layer in training mode (it would mix the images), a
-            name that the model does not have, or a target that is no class.
+            name that the model does not have, a layer that runs more than once, or a target that
+            is no class.
     """
-    _no_mixing(model)
+    no_mixing(model)
     names = list(names)
     probes: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}
+    runs: dict[str, int] = {}
+    allowed = getattr(model, "passes", 1)
 
     def probe(name: str, out: Tensor) -> Tensor:
         seen[name] = out
+        runs[name] = runs.get(name, 0) + 1
+        if runs[name] > allowed:
+            raise ValueError(f"{name!r} runs more than once in a pass; its output is ambiguous")
         if name not in probes:
             probes[name] = torch.zeros_like(out, requires_grad=True)
         return out + probes[name]
@@ -69,21 +76,44 @@ def pick(y: Float[Tensor, "b classes"], target: Target) -> Float[Tensor, "b"]:
 
     Raises:
         ValueError: a target outside the classes, or not one per row.
+        TypeError: targets that are not integers.
     """
-    target = torch.as_tensor(target, device=y.device)
-    if target.ndim == 0:
-        target = target.expand(len(y))
-    if len(target) != len(y):
-        raise ValueError(f"target: one class per image, got {len(target)} for {len(y)} images")
+    target = targets(target, y)
     if len(y) and not 0 <= target.min() <= target.max() < y.shape[1]:
         raise ValueError(f"target: allowed are 0 to {y.shape[1] - 1}, got {target.unique()}")
     return y.gather(1, target[:, None])[:, 0]
 
 
+def targets(target: Target, x: Float[Tensor, "b ..."]) -> Int[Tensor, "b"]:
+    """One class for each image in ``x``, from one for all or one for each.
+
+    Raises:
+        ValueError: another number of targets than images.
+        TypeError: targets that are not integers.
+    """
+    target = torch.as_tensor(target, device=x.device)
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise TypeError(f"target: allowed are integers, got {target.dtype}")
+    if target.ndim == 0:
+        return target.expand(len(x))
+    if target.shape != x.shape[:1]:
+        raise ValueError(
+            f"target: one class per image, got {target.numel()} for {len(x)} images"
+            + ("" if target.ndim == 1 else f" in shape {tuple(target.shape)}")
+        )
+    return target
+
+
 def gradient(
     f: Callable[[Tensor], Tensor], x: Float[Tensor, "b ..."], target: Target, abs: bool = False
 ) -> Float[Tensor, "b ..."]:
-    """Gradient of the target's logit with respect to ``x`` (Simonyan et al. 2014)."""
+    """Gradient of the target's logit with respect to ``x`` (Simonyan et al. 2014).
+
+    Raises:
+        ValueError: a batch-normalization layer in training mode, or a target that is no class.
+    """
+    if isinstance(f, nn.Module):
+        no_mixing(f)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         (g,) = torch.autograd.grad(pick(f(x), target).sum(), x)
@@ -123,6 +153,7 @@ class _PositiveGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
+        _only_once("guided backpropagation")
         return g.clamp(min=0)
 
 
@@ -158,7 +189,7 @@ def cam(
     f = layer_gradients(model, x, target, [layer])[layer].f
     if not isinstance(linear, nn.Linear) or linear.in_features != f.shape[1]:
         raise ValueError(f"classifier={classifier!r} is not linear over {f.shape[1]} channels")
-    weight = linear.weight.detach()[torch.as_tensor(target, device=f.device).expand(len(x))]
+    weight = linear.weight.detach()[targets(target, x)]
     return torch.einsum("bchw,bc->bhw", f, weight)
 
 
@@ -212,7 +243,7 @@ def excitation_backprop(
         for handle in handles:
             handle.remove()
     top = seen["top"]
-    rows = torch.as_tensor(target, device=x.device).expand(len(x))
+    rows = targets(target, x)
     pick(logits, rows)  # checks the target
     weight = last.weight.detach()[rows]
     share = _winning(top.detach(), weight)
@@ -241,6 +272,7 @@ class _Excitation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, p):
+        _only_once("excitation backpropagation")
         (x,) = ctx.saved_tensors
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -290,10 +322,27 @@ def upsample(
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def _no_mixing(model: nn.Module) -> None:
+def no_mixing(model: nn.Module) -> None:
+    """Refuse a model whose batch normalizations are in training mode.
+
+    They would mix the images of a batch, and each pass would change the running statistics.
+
+    Raises:
+        ValueError: such a layer, by name.
+    """
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise ValueError(
                 f"{name!r} is in training mode and would mix the images of a batch; "
                 "call model.eval() first"
             )
+
+
+def _only_once(what: str) -> None:
+    # Autograd enables gradients inside a backward pass exactly when that pass is to be
+    # differentiated, as in a gradient step that belongs to the graph.
+    if torch.is_grad_enabled():
+        raise ValueError(
+            f"{what} changes every backward pass in its block, also one that is differentiated "
+            "again; with meta_saliency use order=1"
+        )

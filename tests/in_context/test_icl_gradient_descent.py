@@ -245,7 +245,7 @@ def test_residual_factor_is_the_error_of_the_predictor(gen, double):
 
 
 def test_tuned_rates(gen):
-    lam = sample_spectrum(3000, 10, 10, gen=gen)
+    lam = sample_spectrum(1500, 10, 10, gen=gen)
     one = tune_gd(1, lam)
     assert_close([one.eta[0], one.mse], [1.515, 1.650], 0.01)
     shared, free = tune_gd(2, lam), tune_gd(2, lam, shared=False)
@@ -261,7 +261,7 @@ def test_tuned_rates(gen):
 
 def test_the_spectral_error_is_the_measured_one(gen):
     tokens, target = sample_regression(20_000, 10, 10, gen=gen)
-    best = tune_gd(2, sample_spectrum(4000, 10, 10, gen=gen), gdpp=True)
+    best = tune_gd(2, sample_spectrum(1000, 10, 10, gen=gen), gdpp=True)
     error = gd_predict(*split(tokens), best.eta, 2, best.gamma)[:, 0] - target
     assert_close(error.square().mean(), best.mse, 0.05)  # seen: 0.03, from 20,000 tasks
 
@@ -372,7 +372,7 @@ def test_a_trained_layer_is_a_step_of_gradient_descent():
     model = _train(
         LinearSelfAttention(5, members=2, std=0.2, gen=child(0, "init")), 300, 256, layers=1
     )
-    best = tune_gd(1, sample_spectrum(4000, 5, 4, gen=child(0, "spectrum")))
+    best = tune_gd(1, sample_spectrum(2000, 5, 4, gen=child(0, "spectrum")))
     reference = lambda t: gd_predict(*split(t), best.eta)[:, 0]
     tokens, target = sample_regression(5000, 5, 4, gen=child(0, "test"))
     a, c = (w.detach() for w in model.merged())

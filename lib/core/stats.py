@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats as scipy_stats
+from scipy.special import stdtrit
 
 
 def relative_error(a, b) -> float:
@@ -101,11 +101,18 @@ def loglog_slope(x, y) -> Slope:
         raise ValueError(f"x and y must have the same length, at least 2; got {x.size}, {y.size}")
     if not ((x > 0).all() and (y > 0).all()):
         raise ValueError("a power law needs positive numbers; x or y has one that is not")
-    fit = scipy_stats.linregress(np.log(x), np.log(y))
+    log_x, log_y = np.log(x), np.log(y)
+    centered = log_x - log_x.mean()
+    square = float(centered @ centered)
+    if square == 0:
+        raise ValueError(f"x must have two different values; all {x.size} are {x[0]}")
+    slope = float(centered @ log_y) / square
+    intercept = float(log_y.mean() - slope * log_x.mean())
     half = float("inf")
-    if x.size > 2:
-        half = float(scipy_stats.t.ppf(0.975, x.size - 2) * fit.stderr)
-    return Slope(float(fit.slope), float(fit.slope - half), float(fit.slope + half), fit.intercept)
+    if (free := x.size - 2) > 0:
+        residual = log_y - intercept - slope * log_x
+        half = float(stdtrit(free, 0.975) * np.sqrt(residual @ residual / free / square))
+    return Slope(slope, slope - half, slope + half, intercept)
 
 
 def _array(values) -> np.ndarray:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from lib.core.stats import loglog_slope, relative_error, spread
 from tests.helpers import raises
@@ -54,7 +55,20 @@ def test_the_interval_covers_at_its_level():
     assert 0.92 <= hits / 400 <= 0.98  # 95 % nominal, standard error 1.1 %
 
 
+def test_slope_and_interval_against_scipy():
+    rng = np.random.default_rng(1)
+    x = np.geomspace(0.5, 80, 9)
+    y = 2 * x**0.7 * np.exp(0.3 * rng.standard_normal(9))
+    fit, peer = loglog_slope(x, y), stats.linregress(np.log(x), np.log(y))
+    half = stats.t.ppf(0.975, 7) * peer.stderr
+    assert fit.slope == pytest.approx(peer.slope, rel=1e-12)
+    assert fit.intercept == pytest.approx(peer.intercept, rel=1e-12)
+    assert (fit.low, fit.high) == pytest.approx((peer.slope - half, peer.slope + half), rel=1e-12)
+
+
 def test_slope_names_bad_input():
+    with raises(ValueError, match="two different values"):
+        loglog_slope([3.0, 3.0, 3.0], [1.0, 2.0, 3.0])
     with raises(ValueError, match="at least 2"):
         loglog_slope([1.0], [1.0])
     with raises(ValueError, match="positive"):

@@ -18,6 +18,9 @@ help:
 	@echo "make bench    the library beside its peers, as ratios"
 	@echo "make clean    removes _build; the environment stays"
 
+.DEFAULT:
+	@echo "make: there is no target '$@' here; 'make help' lists what there is" >&2; exit 2
+
 book: env
 	@$(BIN)/python -m book run
 	@$(BIN)/python -m book build

@@ -4,9 +4,11 @@ import os
 
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401  (the checked functions look it up by its name)
+
 # Before the first import of lib: annotations are checked by beartype at call time.
 if os.environ.get("BOOK_TYPECHECK", "1") == "1":
-    install_import_hook("lib", "beartype.beartype")
+    install_import_hook("lib", "tests.typecheck.checked")
 
 import pytest
 import torch

@@ -1,20 +1,22 @@
 """Fused channel statistics of activation and gradient, for backpropagation saliency.
 
 Every saliency map of the extract-and-aggregate grid (Rebuffi, Fong, Ji and Vedaldi 2020,
-arXiv:2004.02866) is a function of a few numbers per site: sums, sums of squared positive and
-negative parts, and extremes over channels, of the activation f, of the gradient g and of their
-product. Code that follows the definition writes C x C (or 9 C x C) numbers per site; eager closed
-forms read f and g once per statistic. Here one pass over both gives all of them.
+arXiv:2004.02866) is a function of a few numbers per site: the sum, the sums of squared positive and
+negative parts, and the extremes over channels, of the activation f, of the gradient g, of their
+product, or of g times f's neighbors. Code that follows the definition writes C x C (or 9 C x C)
+numbers per site; eager closed forms read f and g once per statistic. Here one pass over both gives
+all that were asked for.
 
-Floor: 2 B C H W elements read and S B H W written (S = 15, or 20 with the depthwise ones), so for
-C well above S the time is that of reading f and g once. About 20 operations per element pair (100
-with the depthwise statistics, whose nine shifted reads of f come from the cache).
+Floor: 2 B C H W elements read and S B H W written, S = 5 for each of the four; so for C well above
+S the time is that of reading f and g once. About 6 operations per element for each of f, g and
+their product, 80 for the neighbors, whose nine shifted reads of f come from the cache.
 
 There is no backward: explanations are looked at, not differentiated.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple, no_type_check
 
 import torch
@@ -25,51 +27,51 @@ from torch import Tensor
 from lib.kernels.dispatch import Backend, check_dtype, pick_backend, tl, triton
 
 
-class Statistics(NamedTuple):
-    """Per site, over channels: of f, of g, of the product f g, of g times f's 3x3 neighbors.
+class Moments(NamedTuple):
+    """Five numbers per site about the entries of a vector.
 
     ``pos`` and ``neg`` are the sums of squares of the positive and the negative part, so that
-    ``pos + neg`` is the squared norm. Neighbors outside the map count as zeros. The ``d_`` fields
-    are None unless asked for.
+    ``pos + neg`` is the squared norm.
     """
 
-    f_sum: Float[Tensor, "b 1 h w"]
-    f_pos: Float[Tensor, "b 1 h w"]
-    f_neg: Float[Tensor, "b 1 h w"]
-    f_max: Float[Tensor, "b 1 h w"]
-    f_min: Float[Tensor, "b 1 h w"]
-    g_sum: Float[Tensor, "b 1 h w"]
-    g_pos: Float[Tensor, "b 1 h w"]
-    g_neg: Float[Tensor, "b 1 h w"]
-    g_max: Float[Tensor, "b 1 h w"]
-    g_min: Float[Tensor, "b 1 h w"]
-    p_sum: Float[Tensor, "b 1 h w"]
-    p_pos: Float[Tensor, "b 1 h w"]
-    p_neg: Float[Tensor, "b 1 h w"]
-    p_max: Float[Tensor, "b 1 h w"]
-    p_min: Float[Tensor, "b 1 h w"]
-    d_sum: Float[Tensor, "b 1 h w"] | None = None
-    d_pos: Float[Tensor, "b 1 h w"] | None = None
-    d_neg: Float[Tensor, "b 1 h w"] | None = None
-    d_max: Float[Tensor, "b 1 h w"] | None = None
-    d_min: Float[Tensor, "b 1 h w"] | None = None
+    sum: Float[Tensor, "b 1 h w"]
+    pos: Float[Tensor, "b 1 h w"]
+    neg: Float[Tensor, "b 1 h w"]
+    max: Float[Tensor, "b 1 h w"]
+    min: Float[Tensor, "b 1 h w"]
+
+
+class Statistics(NamedTuple):
+    """Moments over channels: of f, of g, of p = f g, and of d, g times the 3x3 neighbors of f.
+
+    Neighbors outside the map count as zeros. What was not asked for is None.
+    """
+
+    f: Moments | None = None
+    g: Moments | None = None
+    p: Moments | None = None
+    d: Moments | None = None
 
 
 def saliency_stats(
     f: Float[Tensor, "b c h w"],
     g: Float[Tensor, "b c h w"],
-    *,
-    depthwise: bool = False,
+    of: str = "fgp",
     backend: Backend = "auto",
 ) -> Statistics:
-    """All channel statistics of ``f`` and ``g`` in one pass; any strides, finite values.
+    """Channel statistics of ``f`` and ``g`` in one pass; any strides, finite values.
 
     Half precision is accumulated and returned in float32, float64 in float64.
 
+    Args:
+        of: what to take the moments of, letters among the fields of ``Statistics``, each once.
+
     Raises:
-        ValueError: different shapes, no channels, or a backend that cannot run here.
+        ValueError: different shapes, no channels, other letters, or a backend that cannot run here.
         TypeError: a dtype other than float16, bfloat16, float32, float64, or two dtypes.
     """
+    if not of or len(set(of)) < len(of) or not set(of) <= set(Statistics._fields):
+        raise ValueError(f"of={of!r}: allowed are the letters f, g, p and d, each at most once")
     if f.shape != g.shape:
         raise ValueError(f"f and g must have one shape, got {tuple(f.shape)} and {tuple(g.shape)}")
     if f.shape[1] == 0:
@@ -77,21 +79,25 @@ def saliency_stats(
     check_dtype("f", f, (torch.float16, torch.bfloat16, torch.float32, torch.float64))
     if g.dtype != f.dtype:
         raise TypeError(f"g: dtype {g.dtype} differs from that of f, {f.dtype}")
-    use_triton = pick_backend(backend, f, g) == "triton"
-    stats = _saliency_stats(f.detach(), g.detach(), depthwise, use_triton)
-    return Statistics(*stats.split(1, dim=1))
+    of = "".join(name for name in Statistics._fields if name in of)
+    compute = _saliency_stats if pick_backend(backend, f, g) == "triton" else reference
+    rows = compute(f.detach(), g.detach(), of).split(1, dim=1)
+    return Statistics(**{name: Moments(*rows[5 * k : 5 * k + 5]) for k, name in enumerate(of)})
 
 
 def reference(
-    f: Float[Tensor, "b c h w"], g: Float[Tensor, "b c h w"], depthwise: bool
+    f: Float[Tensor, "b c h w"], g: Float[Tensor, "b c h w"], of: str
 ) -> Float[Tensor, "b s h w"]:
     """The same numbers in plain PyTorch, one statistic a line."""
     wide = _accumulator(f.dtype)
     f, g = f.to(wide), g.to(wide)
-    rows = [*_five(f), *_five(g), *_five(f * g)]
-    if depthwise:
-        rows += _depthwise(f, g)
-    return torch.stack(rows, 1)
+    moments = {
+        "f": lambda: _five(f),
+        "g": lambda: _five(g),
+        "p": lambda: _five(f * g),
+        "d": lambda: _depthwise(f, g),
+    }
+    return torch.stack([row for name in of for row in moments[name]()], 1)
 
 
 def _five(t: Tensor) -> list[Tensor]:
@@ -100,7 +106,7 @@ def _five(t: Tensor) -> list[Tensor]:
 
 
 def _depthwise(f: Tensor, g: Tensor) -> list[Tensor]:
-    """Statistics of g times the nine neighbors of f, channel by channel, never written out."""
+    """Moments of g times the nine neighbors of f, channel by channel, never written out."""
 
     def around(t: Tensor, op) -> Tensor:
         # Rows, then columns. Zeros outside are entries like any other. (Pooling would do the same,
@@ -127,35 +133,31 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 @torch.library.custom_op(
-    "lib::saliency_stats",
-    mutates_args=(),
-    schema="(Tensor f, Tensor g, bool depthwise, bool use_triton) -> Tensor",
+    "lib::saliency_stats", mutates_args=(), schema="(Tensor f, Tensor g, str of) -> Tensor"
 )
-def _saliency_stats(f: Tensor, g: Tensor, depthwise: bool, use_triton: bool) -> Tensor:
+def _saliency_stats(f: Tensor, g: Tensor, of: str) -> Tensor:
     b, c, h, w = f.shape
-    count = 20 if depthwise else 15
+    out = torch.empty(b, 5 * len(of), h, w, dtype=_accumulator(f.dtype), device=f.device)
     if f.numel() == 0:
-        return f.new_empty(b, count, h, w, dtype=_accumulator(f.dtype))
-    if not use_triton:
-        return reference(f, g, depthwise)
-    out = torch.empty(b, count, h, w, dtype=_accumulator(f.dtype), device=f.device)
+        return out
     # Neighboring threads should read neighboring addresses: sites in the usual layout, channels
     # in the channels-last one.
     channels_last = f.stride(1) == 1 and c > 1
     block_c, block_s = (32, 16) if channels_last else (8, 64)
     tiles = triton.cdiv(h * w, block_s)
-    _stats_kernel[(b * tiles,)](
-        f, g, out, c, h, w, tiles, *f.stride(), *g.stride(),
-        DEPTHWISE=depthwise, DOUBLE=f.dtype == torch.float64,
-        BLOCK_C=block_c, BLOCK_S=block_s, num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device(f.device) if f.is_cuda else nullcontext():
+        _stats_kernel[(b * tiles,)](
+            f, g, out, c, h, w, tiles, *f.stride(), *g.stride(),
+            OF_F="f" in of, OF_G="g" in of, OF_P="p" in of, OF_D="d" in of,
+            DOUBLE=f.dtype == torch.float64, BLOCK_C=block_c, BLOCK_S=block_s, num_warps=4,
+        )  # fmt: skip
     return out
 
 
 @_saliency_stats.register_fake
-def _(f: Tensor, g: Tensor, depthwise: bool, use_triton: bool) -> Tensor:
+def _(f: Tensor, g: Tensor, of: str) -> Tensor:
     b, _, h, w = f.shape
-    return f.new_empty(b, 20 if depthwise else 15, h, w, dtype=_accumulator(f.dtype))
+    return f.new_empty(b, 5 * len(of), h, w, dtype=_accumulator(f.dtype))
 
 
 if triton is not None:
@@ -177,23 +179,25 @@ if triton is not None:
     @triton.jit
     @no_type_check
     def _put(out_ptr, stride, inside, total, pos, neg, high, low):
+        """Write the five of one vector; where those of the next belong."""
         tl.store(out_ptr, tl.sum(total, 0), inside)
         tl.store(out_ptr + stride, tl.sum(pos, 0), inside)
         tl.store(out_ptr + 2 * stride, tl.sum(neg, 0), inside)
         tl.store(out_ptr + 3 * stride, tl.max(high, 0), inside)
         tl.store(out_ptr + 4 * stride, tl.min(low, 0), inside)
+        return out_ptr + 5 * stride
 
     @triton.jit
     @no_type_check
     def _stats_kernel(
         f_ptr, g_ptr, out_ptr, channels, height, width, tiles,
         fb, fc, fh, fw, gb, gc, gh, gw,
-        DEPTHWISE: tl.constexpr, DOUBLE: tl.constexpr,
-        BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+        OF_F: tl.constexpr, OF_G: tl.constexpr, OF_P: tl.constexpr, OF_D: tl.constexpr,
+        DOUBLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
     ):  # fmt: skip
         """One program: BLOCK_S sites of one image, all channels, BLOCK_C of them at a time."""
         dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-        count: tl.constexpr = 20 if DEPTHWISE else 15
+        count: tl.constexpr = 5 * (int(OF_F) + int(OF_G) + int(OF_P) + int(OF_D))
         image = (tl.program_id(0) // tiles).to(tl.int64)
         sites = height * width
         site = (tl.program_id(0) % tiles) * BLOCK_S + tl.arange(0, BLOCK_S)
@@ -203,6 +207,7 @@ if triton is not None:
         f_at = f_ptr + image * fb + (y * fh + x * fw)[None, :]
         g_at = g_ptr + image * gb + (y * gh + x * gw)[None, :]
 
+        # What was not asked for is never used, and the compiler drops it, loads included.
         zero = tl.zeros((BLOCK_C, BLOCK_S), dtype)
         f0, f1, f2, f3, f4 = zero, zero, zero, zero - float("inf"), zero + float("inf")
         g0, g1, g2, g3, g4 = zero, zero, zero, zero - float("inf"), zero + float("inf")
@@ -213,10 +218,13 @@ if triton is not None:
             live = (c < channels) & inside[None, :]
             f = tl.load(f_at + c * fc, live, 0.0).to(dtype)
             g = tl.load(g_at + c * gc, live, 0.0).to(dtype)
-            f0, f1, f2, f3, f4 = _add(f, live, f0, f1, f2, f3, f4)
-            g0, g1, g2, g3, g4 = _add(g, live, g0, g1, g2, g3, g4)
-            p0, p1, p2, p3, p4 = _add(f * g, live, p0, p1, p2, p3, p4)
-            if DEPTHWISE:
+            if OF_F:
+                f0, f1, f2, f3, f4 = _add(f, live, f0, f1, f2, f3, f4)
+            if OF_G:
+                g0, g1, g2, g3, g4 = _add(g, live, g0, g1, g2, g3, g4)
+            if OF_P:
+                p0, p1, p2, p3, p4 = _add(f * g, live, p0, p1, p2, p3, p4)
+            if OF_D:
                 for k in tl.static_range(9):
                     dy, dx = k // 3 - 1, k % 3 - 1
                     there = (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
@@ -225,8 +233,11 @@ if triton is not None:
 
         o = out_ptr + image * count * sites + site
         step = sites.to(tl.int64)
-        _put(o, step, inside, f0, f1, f2, f3, f4)
-        _put(o + 5 * step, step, inside, g0, g1, g2, g3, g4)
-        _put(o + 10 * step, step, inside, p0, p1, p2, p3, p4)
-        if DEPTHWISE:
-            _put(o + 15 * step, step, inside, d0, d1, d2, d3, d4)
+        if OF_F:
+            o = _put(o, step, inside, f0, f1, f2, f3, f4)
+        if OF_G:
+            o = _put(o, step, inside, g0, g1, g2, g3, g4)
+        if OF_P:
+            o = _put(o, step, inside, p0, p1, p2, p3, p4)
+        if OF_D:
+            _put(o, step, inside, d0, d1, d2, d3, d4)

@@ -35,6 +35,7 @@ class ConvNet(nn.Module):
         head: ``"gap"`` averages over space, ``"flatten"`` keeps places apart (needs ``size``).
         size: side of the input, for ``head="flatten"``.
         hidden: widths of hidden layers in the head.
+        dropout: rate after each hidden layer of the head.
         norm: factory over channels, put after every convolution; no bias then.
         act: factory of the activation.
         conv: factory with the signature of ``nn.Conv2d``.
@@ -57,6 +58,7 @@ class ConvNet(nn.Module):
         head: str = "gap",
         size: int | None = None,
         hidden: Sequence[int] = (),
+        dropout: float = 0.0,
         norm: Callable[[int], nn.Module] | None = None,
         act: Callable[[], nn.Module] = nn.ReLU,
         conv: Callable[..., nn.Module] | None = None,
@@ -115,6 +117,8 @@ class ConvNet(nn.Module):
         layers: list[nn.Module] = [first]
         for width in hidden:
             layers += [nn.Linear(features, width), act()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
             features = width
         self.head = nn.Sequential(*layers, nn.Linear(features, classes))
 
@@ -160,7 +164,8 @@ def conv_n(n: int, classes: int = 10, *, channels: int = 3, size: int = 32, **op
     """Conv-2, Conv-4 and Conv-6 of the lottery ticket paper (arXiv:1803.03635, figure 2).
 
     Pairs of 3x3 convolutions (64, 128, 256 channels), each followed by max-pooling, then two
-    hidden layers of 256.
+    hidden layers of 256. The paper's variant with dropout is ``dropout=0.5``, here on the hidden
+    layers of the head.
 
     Raises:
         ValueError: ``n`` is not 2, 4 or 6.

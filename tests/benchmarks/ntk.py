@@ -22,29 +22,17 @@ os.environ.setdefault(
 import numpy as np
 import torch
 
-from lib.core.meters import stopwatch
 from lib.core.seeds import child, pick_device
 from lib.kernels.nngp_ntk import nngp_ntk as fused
 from lib.kernels.nngp_ntk import nngp_ntk_reference
 from lib.models.gp import kernel_ridge
 from lib.width.ntk import MLPNTK, NTKRegression, empirical_ntk, nngp_ntk
-from tests.helpers import assert_close
-
-
-def median_seconds(run: Callable[[], object], repeats: int = 9) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        with stopwatch() as watch:
-            run()
-        times.append(watch.seconds)
-    return sorted(times)[len(times) // 2]
+from tests.benchmarks._timing import compare
 
 
 def row(name: str, peer: str, ours: Callable, theirs: Callable, tol: float) -> dict:
-    assert_close(ours(), torch.as_tensor(np.asarray(theirs())), tol, name)
-    a, b = median_seconds(ours), median_seconds(theirs)
-    return {"name": name, "peer": peer, "seconds": a, "peer_seconds": b, "ratio": b / a}
+    # NumPy waits for the peer's result, which JAX computes in the background.
+    return compare(name, peer, ours, lambda: np.asarray(theirs()), tol)
 
 
 def limit_kernels(nt, points: int) -> list[dict]:
@@ -62,7 +50,7 @@ def limit_kernels(nt, points: int) -> list[dict]:
                 f"Sigma and Theta, {act}, 4 layers, {half} x {half}",
                 "neural-tangents, jit",
                 lambda act=act: nngp_ntk(*ours, 3, act)[1],
-                lambda jitted=jitted: jitted(*theirs).ntk.block_until_ready(),
+                lambda jitted=jitted: jitted(*theirs).ntk,
                 1e-5,
             )
         )
@@ -96,7 +84,7 @@ def empirical_kernels(nt, width: int, points: int) -> list[dict]:
                 f"empirical Theta, {method}, width {width}, {points} points",
                 f"neural-tangents, {name.lower()}, jit",
                 lambda method=method: empirical_ntk(model, x, method=method, reduce="trace"),
-                lambda jitted=jitted: jitted(X, params[:-1]).block_until_ready(),
+                lambda jitted=jitted: jitted(X, params[:-1]),
                 1e-3,
             )
         )
@@ -148,11 +136,7 @@ def gpu(points: int = 8192, d: int = 784) -> list[dict]:
         eager = lambda act=act: nngp_ntk_reference(*x, 3, act)[1]
         for peer, run in (("eager PyTorch", eager), ("torch.compile", torch.compile(eager))):
             name = f"fused Theta, {act}, {points} x {points} x {d}"
-            assert_close(ours(), run(), 1e-4, name)
-            a, b = median_seconds(ours), median_seconds(run)
-            rows.append(
-                {"name": name, "peer": peer, "seconds": a, "peer_seconds": b, "ratio": b / a}
-            )
+            rows.append(compare(name, peer, ours, run))
     return rows
 
 

@@ -42,7 +42,7 @@ def main(images: int = 32, channels: int = 32, side: int = 16) -> list[dict]:
     g = torch.randn(images, channels, side, side, generator=gen)
 
     def one_pass(phase: str) -> torch.Tensor:
-        stats = saliency_stats(f, g, depthwise="depthwise" in phase)
+        stats = saliency_stats(f, g, sb.NEEDS[phase])
         return torch.cat([sb.from_statistics(stats, phase, how) for how in sb.AGGREGATES], 1)
 
     def written_out(phase: str) -> torch.Tensor:

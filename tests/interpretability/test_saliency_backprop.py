@@ -414,8 +414,12 @@ def test_errors(x, gen):
         sb.meta_saliency(saliency, model, x, TARGET[:2])
     with pytest.raises(ValueError, match="is no nn.Conv2d"):
         sb.grid_saliency(model, x, 0, "stages.0", "real")
-    with pytest.raises(ValueError, match="no depthwise part"):
+    with pytest.raises(ValueError, match=r"needs saliency_stats\(f, g, of='d'\)"):
         sb.from_statistics(saliency_stats(f, g), "conv3x3_depthwise", "norm")
+    with pytest.raises(ValueError, match="phase='real': allowed are bias"):
+        sb.grid_maps({"stages.0": methods.Layer(f, g)}, ["real"])
+    with pytest.raises(ValueError, match="phase='real': allowed are bias"):
+        sb.from_statistics(saliency_stats(f, g), "real", "norm")
     with pytest.raises(ValueError, match="phase='real'"):
         sb.identity_gradient(model, x, 0, "stages.0", "real")
     with pytest.raises(ValueError, match="weights="):

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -13,13 +15,12 @@ def pair(shape, gen, dtype=torch.float32, device="cpu"):
 
 
 def stacked(stats):
-    return torch.cat([t for t in stats if t is not None], 1)
+    return torch.cat([t for moments in stats if moments for t in moments], 1)
 
 
-@pytest.mark.parametrize("depthwise", [False, True])
-def test_reference_against_loops(gen, depthwise):
+def test_reference_against_loops(gen):
     f, g = pair((2, 3, 4, 5), gen, torch.float64)
-    stats = saliency_stats(f, g, depthwise=depthwise, backend="reference")
+    stats = saliency_stats(f, g, "fgpd", backend="reference")
     padded = torch.nn.functional.pad(f, (1, 1, 1, 1))
     for b in range(2):
         for i in range(4):
@@ -27,43 +28,63 @@ def test_reference_against_loops(gen, depthwise):
                 a, s = f[b, :, i, j], g[b, :, i, j]
                 near = (padded[b, :, i : i + 3, j : j + 3] * s[:, None, None]).flatten()
                 for name, t in {"f": a, "g": s, "p": a * s, "d": near}.items():
-                    if name == "d" and not depthwise:
-                        assert stats.d_sum is None
-                        continue
-                    got = [float(getattr(stats, f"{name}_{k}")[b, 0, i, j])
-                           for k in ("sum", "pos", "neg", "max", "min")]  # fmt: skip
+                    got = [float(m[b, 0, i, j]) for m in getattr(stats, name)]
                     up, down = t[t > 0], t[t < 0]
                     want = [t.sum(), (up**2).sum(), (down**2).sum(), t.max(), t.min()]
                     assert_close(got, [float(v) for v in want], 1e-12, name)
+
+
+def parts(of):
+    """Every choice of letters, in an order of its own."""
+    return ["".join(c) for n in range(1, 5) for c in itertools.combinations(of, n)]
+
+
+def test_only_what_was_asked_for(gen):
+    f, g = pair((2, 3, 4, 5), gen)
+    every = saliency_stats(f, g, "fgpd")
+    for of in parts("dpgf"):
+        stats = saliency_stats(f, g, of)
+        for name, got, want in zip("fgpd", stats, every):
+            assert (got is not None) == (name in of)
+            if got:
+                assert all(torch.equal(a, b) for a, b in zip(got, want)), (of, name)
 
 
 @pytest.mark.triton
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1, 1), (2, 3, 5, 7), (1, 33, 9, 9), (3, 8, 1, 70), (0, 4, 3, 3), (2, 4, 0, 3)]
 )
-@pytest.mark.parametrize("depthwise", [False, True])
-def test_triton_against_float64(gen, device, shape, depthwise):
+@pytest.mark.parametrize("of", ["fgp", "fgpd"])
+def test_triton_against_float64(gen, device, shape, of):
     f, g = pair(shape, gen, device=device)
-    got = stacked(saliency_stats(f, g, depthwise=depthwise, backend="triton"))
-    assert got.shape == (shape[0], 20 if depthwise else 15, *shape[2:])
+    got = stacked(saliency_stats(f, g, of, backend="triton"))
+    assert got.shape == (shape[0], 5 * len(of), *shape[2:])
     if got.numel():
-        assert_close(got, reference(f.double(), g.double(), depthwise), 1e-6)
+        assert_close(got, reference(f.double(), g.double(), of), 1e-6)
+
+
+@pytest.mark.triton
+def test_triton_computes_only_what_was_asked_for(gen, device):
+    f, g = pair((2, 3, 3, 4), gen, device=device)
+    for of in parts("fgpd"):
+        got = stacked(saliency_stats(f, g, of, backend="triton"))
+        assert_close(got, reference(f.double(), g.double(), of), 1e-6, of)
 
 
 @pytest.mark.triton
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_triton_dtypes(gen, device, dtype):
     f, g = pair((2, 5, 4, 6), gen, dtype, device)
-    got = stacked(saliency_stats(f, g, depthwise=True, backend="triton"))
+    got = stacked(saliency_stats(f, g, "fgpd", backend="triton"))
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     # The inputs are what they are in their dtype; sums are accumulated wide.
-    assert_close(got, reference(f.double(), g.double(), True), 1e-6)
+    assert_close(got, reference(f.double(), g.double(), "fgpd"), 1e-6)
 
 
 @pytest.mark.triton
 def test_triton_strides(gen, device):
     f, g = pair((2, 6, 5, 4), gen, device=device)
-    want = reference(f, g, True)
+    want = reference(f, g, "fgpd")
     wide = torch.randn(2, 12, 5, 8, generator=gen).to(device)
     wide[:, ::2, :, ::2] = f
     layouts = [
@@ -73,8 +94,8 @@ def test_triton_strides(gen, device):
         (f, g[:, :, :1, :1].expand_as(g)),
     ]
     for i, (a, s) in enumerate(layouts):
-        got = stacked(saliency_stats(a, s, depthwise=True, backend="triton"))
-        assert_close(got, want if i < 3 else reference(a, s, True), 1e-6, f"layout {i}")
+        got = stacked(saliency_stats(a, s, "fgpd", backend="triton"))
+        assert_close(got, want if i < 3 else reference(a, s, "fgpd"), 1e-6, f"layout {i}")
 
 
 @pytest.mark.triton
@@ -86,36 +107,41 @@ def test_every_output_is_written(gen, device, monkeypatch):
 
     f, g = pair((2, 3, 5, 5), gen, device=device)
     monkeypatch.setattr(module.torch, "empty", poisoned)
-    got = stacked(saliency_stats(f, g, depthwise=True, backend="triton"))
+    got = stacked(saliency_stats(f, g, "fgpd", backend="triton"))
     assert got.isfinite().all()
 
 
 def test_half_precision_does_not_overflow():
     f = torch.full((1, 64, 2, 2), 300.0, dtype=torch.float16)
     stats = saliency_stats(f, f)
-    assert stats.f_pos.dtype == torch.float32
-    assert_close(stats.f_pos, torch.full((1, 1, 2, 2), 64 * 300.0**2), 1e-6)
+    assert stats.f.pos.dtype == torch.float32
+    assert_close(stats.f.pos, torch.full((1, 1, 2, 2), 64 * 300.0**2), 1e-6)
 
 
-def test_torch_compile_sees_the_operator(gen):
-    f, g = pair((1, 3, 4, 4), gen)
+@pytest.mark.triton
+def test_torch_compile_sees_the_operator(gen, device):
+    f, g = pair((1, 3, 4, 4), gen, device=device)
     torch.library.opcheck(
-        module._saliency_stats, (f, g, True, False), test_utils=("test_schema", "test_faketensor")
+        module._saliency_stats, (f, g, "gd"), test_utils=("test_schema", "test_faketensor")
     )
 
 
 @pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("depthwise", [False, True])
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_compiles_ahead_of_time(arch, depthwise, dtype):
+@pytest.mark.parametrize(
+    ("of", "dtype"),
+    [("fgp", "fp32"), ("fgp", "fp16"), ("fgpd", "fp32"), ("fgpd", "fp16"), ("p", "fp32")],
+)
+def test_compiles_ahead_of_time(arch, of, dtype):
     kernel = module._stats_kernel
     size = {"f_ptr": f"*{dtype}", "g_ptr": f"*{dtype}", "out_ptr": "*fp32"}
     size |= dict.fromkeys(["channels", "height", "width", "tiles"], "i32")
     size |= dict.fromkeys(["fb", "fc", "fh", "fw", "gb", "gc", "gh", "gw"], "i64")
-    size |= dict.fromkeys(["DEPTHWISE", "DOUBLE", "BLOCK_C", "BLOCK_S"], "constexpr")
-    fixed = {"DEPTHWISE": depthwise, "DOUBLE": False, "BLOCK_C": 8, "BLOCK_S": 64}
+    size |= dict.fromkeys(["OF_F", "OF_G", "OF_P", "OF_D"], "constexpr")
+    size |= dict.fromkeys(["DOUBLE", "BLOCK_C", "BLOCK_S"], "constexpr")
+    fixed = {f"OF_{name.upper()}": name in of for name in "fgpd"}
+    fixed |= {"DOUBLE": False, "BLOCK_C": 8, "BLOCK_S": 64}
     compiled = compile_for(kernel, size, fixed, arch)
-    # 15 or 20 accumulators live through the channel loop; they must stay in registers.
+    # Up to 20 accumulators live through the channel loop; they must stay in registers.
     assert ".local" not in compiled.asm["ptx"]
 
 
@@ -126,6 +152,9 @@ def test_errors(gen):
         saliency_stats(f, g[..., :3])
     with pytest.raises(ValueError, match="no channels"):
         saliency_stats(f[:, :0], g[:, :0])
+    for of in ("", "ff", "fx"):
+        with pytest.raises(ValueError, match=f"of='{of}': allowed are the letters f, g, p and d"):
+            saliency_stats(f, g, of)
     with pytest.raises(TypeError, match="g: dtype torch.float64"):
         saliency_stats(f, g.double())
     if not torch.cuda.is_available() and module.triton is not None and not interpreting():

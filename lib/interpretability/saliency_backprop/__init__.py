@@ -28,6 +28,7 @@ from lib.interpretability.saliency_backprop.checks import (
 from lib.interpretability.saliency_backprop.grid import (
     AGGREGATES,
     NAMED,
+    NEEDS,
     PHASES,
     aggregate,
     closed_form,
@@ -52,6 +53,7 @@ __all__ = [
     "PHASES",
     "AGGREGATES",
     "NAMED",
+    "NEEDS",
     "extract",
     "aggregate",
     "closed_form",

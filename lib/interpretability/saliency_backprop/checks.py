@@ -71,6 +71,16 @@ def meta_saliency(
             targets, a batch-normalization layer in training mode, or a method that changes the
             backward pass with ``order=2``.
     """
+    _may_step(model, x, eps, order)
+    stepped = OneStep(model, -eps if ascend else eps, order, loss)
+    maps = []
+    for image, c in zip(x.split(1), targets(target, x).split(1), strict=True):
+        stepped.aim(image, c)
+        maps.append(saliency(stepped, image, c))
+    return torch.cat(maps)
+
+
+def _may_step(model: nn.Module, x: Tensor, eps: float, order: int) -> None:
     if order not in (1, 2):
         raise ValueError(f"order={order}: allowed are 1 and 2")
     if eps < 0:
@@ -78,12 +88,6 @@ def meta_saliency(
     if len(x) == 0:
         raise ValueError("x is empty: at least one image is needed")
     no_mixing(model)
-    stepped = OneStep(model, -eps if ascend else eps, order, loss)
-    maps = []
-    for image, c in zip(x.split(1), targets(target, x).split(1), strict=True):
-        stepped.aim(image, c)
-        maps.append(saliency(stepped, image, c))
-    return torch.cat(maps)
 
 
 class OneStep(nn.Module):
@@ -110,7 +114,8 @@ class OneStep(nn.Module):
         """theta' = theta - eps grad loss(theta; x, target)."""
 
         def inner(params: dict[str, Tensor]) -> Tensor:
-            return self.loss(torch.func.functional_call(self.inside, params, (x,)), self.target)
+            y = torch.func.functional_call(self.inside, params, (x,))
+            return self.loss(y, self.target)
 
         theta = {n: p.detach().requires_grad_() for n, p in self.inside.named_parameters()}
         with torch.enable_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lib.kernels.dispatch import Backend
-from lib.kernels.saliency_stats import Statistics, saliency_stats
+from lib.kernels.saliency_stats import Moments, Statistics, saliency_stats
 
-PHASES = ("bias", "scaling", "conv1x1", "conv3x3", "conv3x3_depthwise")
-AGGREGATES = ("sum", "filter_norm", "norm", "max", "abs_max")
+PHASES = ("bias", "scaling", "conv1x1", "conv3x3", "conv3x3_depthwise")  # phase 1
+
+# Phase 2: one number from the k entries of a summand.
+AGGREGATES = {
+    "sum": lambda t: t.sum(1, keepdim=True),
+    "filter_norm": lambda t: t.clamp(min=0).norm(dim=1, keepdim=True),
+    "norm": lambda t: t.norm(dim=1, keepdim=True),
+    "max": lambda t: t.amax(1, keepdim=True),
+    "abs_max": lambda t: t.abs().amax(1, keepdim=True),
+}
+
+# The channel statistics that each phase's closed forms are made of.
+NEEDS = {"bias": "g", "scaling": "p", "conv1x1": "fg", "conv3x3": "fg", "conv3x3_depthwise": "d"}
 
 # Where known methods sit in the grid, as (phase, aggregation).
 NAMED = {
@@ -51,15 +63,20 @@ def extract(
         ValueError: unknown phase, ``conv`` missing or superfluous, shapes that do not belong
             together, or a padding mode other than zeros.
     """
-    window = _window(f, g, phase, conv)
+    return summands(f, g, phase, _window(f, g, phase, conv))
+
+
+def summands(f: Tensor, g: Tensor, phase: str, window: Window) -> Tensor:
+    """``extract`` without its checks; ``window`` is the geometry of the layer's convolution."""
     if phase == "bias":
         return g
     if phase == "scaling":
         return f * g
-    patches = F.unfold(f, window.kernel, window.dilation, window.padding, window.stride)
-    patches = rearrange(patches, "b (n q) u -> b n q u", n=window.groups)
-    slopes = rearrange(g, "b (n o) i j -> b n o (i j)", n=window.groups)
-    outer = einsum(patches, slopes, "b n q u, b n o u -> b n o q u")
+    # What the window sees at each site u: q numbers in each of n channel groups.
+    seen = F.unfold(f, window.kernel, window.dilation, window.padding, window.stride)
+    seen = rearrange(seen, "b (n q) u -> b n q u", n=window.groups)
+    slope = rearrange(g, "b (n o) i j -> b n o (i j)", n=window.groups)
+    outer = einsum(seen, slope, "b n q u, b n o u -> b n o q u")
     return outer.reshape(len(f), -1, *g.shape[2:])
 
 
@@ -71,17 +88,8 @@ def aggregate(t: Float[Tensor, "b k i j"], how: str) -> Float[Tensor, "b 1 i j"]
     Raises:
         ValueError: unknown ``how``.
     """
-    if how == "norm":
-        return t.norm(dim=1, keepdim=True)
-    if how == "filter_norm":
-        return t.clamp(min=0).norm(dim=1, keepdim=True)
-    if how == "sum":
-        return t.sum(1, keepdim=True)
-    if how == "max":
-        return t.amax(1, keepdim=True)
-    if how == "abs_max":
-        return t.abs().amax(1, keepdim=True)
-    raise ValueError(f"how={how!r}: allowed are {', '.join(AGGREGATES)}")
+    _in_grid([], [how])
+    return AGGREGATES[how](t)
 
 
 def closed_form(
@@ -99,56 +107,65 @@ def closed_form(
     """
     window = _window(f, g, phase, conv)
     if phase != "real":
-        stats = saliency_stats(f, g, depthwise=phase == "conv3x3_depthwise", backend=backend)
+        stats = saliency_stats(f, g, NEEDS[phase], backend)
         return from_statistics(stats, phase, how)
     # Groups are convolutions of their own: put them on the batch axis, then aggregate over them.
     a = rearrange(f, "b (n c) h w -> (b n) c h w", n=window.groups)
     s = rearrange(g, "b (n o) i j -> (b n) o i j", n=window.groups)
-    f_stats, g_stats = (saliency_stats(t, t, backend=backend) for t in (a, s))
-    parts = _outer_product(_around(f_stats, window), _of_gradient(g_stats), how)
+    a, s = (saliency_stats(t, t, "f", backend).f for t in (a, s))
+    parts = outer_product(around(a, window), s, how)
     return aggregate(rearrange(parts, "(b n) 1 i j -> b n i j", n=window.groups), how)
 
 
 def from_statistics(stats: Statistics, phase: str, how: str) -> Float[Tensor, "b 1 h w"]:
-    """Any point of the grid from sums, squared parts and extremes over channels.
-
-    For an outer product t = f g^T: sum t = sum f sum g; ||t|| = ||f|| ||g||; its positive entries
-    come from factors of equal sign, so ||t+||^2 = ||f+||^2 ||g+||^2 + ||f-||^2 ||g-||^2; and its
-    largest entry is one of the four products of extremes. A 3x3 patch has box sums in place of
-    sums, and extremes over the neighborhood.
+    """A map from statistics that may serve many maps; they must hold what ``NEEDS[phase]`` names.
 
     Raises:
-        ValueError: unknown phase or aggregation, or statistics taken without the depthwise ones.
+        ValueError: unknown phase or aggregation, or statistics taken of something else.
     """
-    if how not in AGGREGATES:
-        raise ValueError(f"how={how!r}: allowed are {', '.join(AGGREGATES)}")
-    g = _of_gradient(stats)
-    if phase == "bias":
-        return _elementwise(g, how)
-    if phase == "scaling":
-        return _elementwise(Moments(*stats[10:15]), how)
-    if phase == "conv3x3_depthwise":
-        if stats.d_sum is None:
-            raise ValueError("stats has no depthwise part: saliency_stats(f, g, depthwise=True)")
-        return _elementwise(Moments(*stats[15:20]), how)
+    _in_grid([phase], [how])
+    if any(getattr(stats, part) is None for part in NEEDS[phase]):
+        need = NEEDS[phase]
+        raise ValueError(f"stats: phase {phase!r} needs saliency_stats(f, g, of={need!r})")
+    return finish(factors(stats, phase), how)
+
+
+def factors(stats: Statistics, phase: str) -> tuple[Moments, ...]:
+    """What a phase's summand is made of: one vector, or two that form an outer product."""
+    f, g, p, d = stats
     if phase == "conv1x1":
-        return _outer_product(Moments(*stats[:5]), g, how)
+        return f, g
     if phase == "conv3x3":
-        return _outer_product(_around(stats, Window()), g, how)
-    raise ValueError(f"phase={phase!r}: allowed are {', '.join(PHASES)}")
+        return around(f, Window()), g
+    return ({"bias": g, "scaling": p, "conv3x3_depthwise": d}[phase],)
 
 
-class Moments(NamedTuple):
-    """Sum, sums of squared positive and negative parts, largest and smallest entry, per site."""
-
-    sum: Tensor
-    pos: Tensor
-    neg: Tensor
-    max: Tensor
-    min: Tensor
+def finish(vectors: tuple[Moments, ...], how: str) -> Tensor:
+    """The aggregate of one vector's entries, or of two vectors' outer product."""
+    return (one_vector if len(vectors) == 1 else outer_product)(*vectors, how)
 
 
-def _elementwise(t: Moments, how: str) -> Tensor:
+def outer_product(f: Moments, g: Moments, how: str) -> Tensor:
+    """Aggregates of all products t of an entry of f and an entry of g: of t = f g^T.
+
+    sum t = sum f sum g; ||t|| = ||f|| ||g||; positive entries come from factors of equal sign, so
+    ||t+||^2 = ||f+||^2 ||g+||^2 + ||f-||^2 ||g-||^2; and the largest entry is one of the four
+    products of extremes.
+    """
+    # Roots before products: squared norms overflow long before norms do.
+    if how == "norm":
+        return (f.pos + f.neg).sqrt() * (g.pos + g.neg).sqrt()
+    if how == "filter_norm":
+        return torch.hypot(f.pos.sqrt() * g.pos.sqrt(), f.neg.sqrt() * g.neg.sqrt())
+    if how == "sum":
+        return f.sum * g.sum
+    corners = [f.max * g.max, f.max * g.min, f.min * g.max, f.min * g.min]
+    corners = torch.cat(corners, 1)
+    return (corners if how == "max" else corners.abs()).amax(1, keepdim=True)
+
+
+def one_vector(t: Moments, how: str) -> Tensor:
+    """Aggregates of a vector's own entries."""
     if how == "norm":
         return (t.pos + t.neg).sqrt()
     if how == "filter_norm":
@@ -158,16 +175,13 @@ def _elementwise(t: Moments, how: str) -> Tensor:
     return t.sum if how == "sum" else t.max
 
 
-def _outer_product(f: Moments, g: Moments, how: str) -> Tensor:
-    # Roots before products: a product of two squared norms overflows long before the norm does.
-    if how == "norm":
-        return (f.pos + f.neg).sqrt() * (g.pos + g.neg).sqrt()
-    if how == "filter_norm":
-        return torch.hypot(f.pos.sqrt() * g.pos.sqrt(), f.neg.sqrt() * g.neg.sqrt())
-    if how == "sum":
-        return f.sum * g.sum
-    corners = torch.cat([f.max * g.max, f.max * g.min, f.min * g.max, f.min * g.min], 1)
-    return (corners if how == "max" else corners.abs()).amax(1, keepdim=True)
+def _in_grid(phases: Iterable[str], hows: Iterable[str]) -> None:
+    for phase in phases:
+        if phase not in PHASES:
+            raise ValueError(f"phase={phase!r}: allowed are {', '.join(PHASES)}")
+    for how in hows:
+        if how not in AGGREGATES:
+            raise ValueError(f"how={how!r}: allowed are {', '.join(AGGREGATES)}")
 
 
 class Window(NamedTuple):
@@ -180,22 +194,21 @@ class Window(NamedTuple):
     groups: int = 1
 
 
-def _around(stats: Statistics, window: Window) -> Moments:
-    """The activation's moments over each window instead of each site; padding counts as zeros."""
-    sums = torch.cat(stats[:3], 1)
+def around(f: Moments, window: Window) -> Moments:
+    """The activation's moments over each window instead of each site; padding counts as zeros.
+
+    Box sums take the place of sums, extremes over the window that of extremes.
+    """
+    sums = torch.cat(f[:3], 1)
     box = sums.new_ones(3, 1, *window.kernel)
     s, pos, neg = F.conv2d(
         sums, box, None, window.stride, window.padding, window.dilation, groups=3
     ).split(1, 1)
     # max_pool2d would pad with minus infinity; the zeros are entries like any other.
     py, px = window.padding
-    padded = F.pad(torch.cat([stats.f_max, -stats.f_min], 1), (px, px, py, py))
+    padded = F.pad(torch.cat([f.max, -f.min], 1), (px, px, py, py))
     pooled = F.max_pool2d(padded, window.kernel, window.stride, 0, window.dilation)
     return Moments(s, pos, neg, pooled[:, :1], -pooled[:, 1:])
-
-
-def _of_gradient(stats: Statistics) -> Moments:
-    return Moments(*stats[5:10])
 
 
 def _window(f: Tensor, g: Tensor, phase: str, conv: nn.Conv2d | None) -> Window:

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from lib.core.hooks import patch, record
 from lib.interpretability.saliency_backprop.grid import (
     AGGREGATES,
+    NEEDS,
     PHASES,
+    _in_grid,
     closed_form,
-    from_statistics,
+    factors,
+    finish,
 )
 from lib.kernels.saliency_stats import saliency_stats
 from lib.models.attribution.methods import (
@@ -81,15 +84,23 @@ def grad_cam_point(
 
 
 def grid_maps(
-    layers: dict[str, Layer], phases: Sequence[str] = PHASES, hows: Sequence[str] = AGGREGATES
+    layers: dict[str, Layer],
+    phases: Sequence[str] = PHASES,
+    hows: Sequence[str] = tuple(AGGREGATES),
 ) -> dict[tuple[str, str, str], Float[Tensor, "b 1 h w"]]:
-    """Every map of the grid at every layer, from one backward pass and one read of each layer."""
-    maps = {}
+    """Every map of the grid at every layer, from one backward pass and one read of each layer.
+
+    Raises:
+        ValueError: unknown phase or aggregation.
+    """
+    _in_grid(phases, hows)
+    maps, needed = {}, "".join({part for phase in phases for part in NEEDS[phase]})
     for name, (f, g) in layers.items():
-        stats = saliency_stats(f, g, depthwise="conv3x3_depthwise" in phases)
+        stats = saliency_stats(f, g, needed)
         for phase in phases:
+            vectors = factors(stats, phase)
             for how in hows:
-                maps[name, phase, how] = from_statistics(stats, phase, how)
+                maps[name, phase, how] = finish(vectors, how)
     return maps
 
 
@@ -152,21 +163,26 @@ def combine_layers(
         ValueError: no maps, weights that do not fit or are negative, a negative floor, unknown
             ``how``.
     """
-    if how not in ("product", "sum"):
-        raise ValueError(f"how={how!r}: allowed are 'product' and 'sum'")
-    if len(maps) == 0 or floor < 0:
-        raise ValueError(f"maps: {len(maps)}, floor={floor}: allowed are one or more, 0 or more")
-    if weights is not None and (len(weights) != len(maps) or min(weights) < 0 or sum(weights) == 0):
-        raise ValueError(f"weights={weights}: allowed are {len(maps)} numbers >= 0, not all zero")
-    total = sum(weights) if weights is not None else (1.0 if how == "product" else len(maps))
-    shares = [w / total for w in weights or [1.0] * len(maps)]
+    shares = _shares(len(maps), weights, how, floor)
     scaled = [min_max(upsample(m, size)) + floor for m in maps]
     if how == "sum":
         return sum(w * m for w, m in zip(shares, scaled))
     # In logarithms, so that many small factors do not underflow.
-    return sum(
-        w * m.clamp(min=torch.finfo(m.dtype).tiny).log() for w, m in zip(shares, scaled)
-    ).exp()
+    logs = [m.clamp(min=torch.finfo(m.dtype).tiny).log() for m in scaled]
+    return sum(w * m for w, m in zip(shares, logs)).exp()
+
+
+def _shares(n: int, weights: Sequence[float] | None, how: str, floor: float) -> list[float]:
+    """The weight of each of ``n`` maps, after checking that the arguments belong together."""
+    if how not in ("product", "sum"):
+        raise ValueError(f"how={how!r}: allowed are 'product' and 'sum'")
+    if n == 0 or floor < 0:
+        raise ValueError(f"maps: {n}, floor={floor}: allowed are one or more, 0 or more")
+    if weights is None:
+        return [1.0 if how == "product" else 1 / n] * n
+    if len(weights) != n or min(weights) < 0 or sum(weights) == 0:
+        raise ValueError(f"weights={weights}: allowed are {n} numbers >= 0, not all zero")
+    return [w / sum(weights) for w in weights]
 
 
 def min_max(maps: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:

@@ -319,6 +319,8 @@ def upsample(
 ) -> Float[Tensor, "b c i j"]:
     """Bilinear resizing to ``size``, pixel areas aligned (``align_corners=False``)."""
     size = (size, size) if isinstance(size, int) else size
+    if maps.shape[2:] == tuple(size):
+        return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 

@@ -18,18 +18,22 @@ def pointing_game(
     Raises:
         ValueError: an object without pixels, a negative ``tol``, or maps that are not finite.
     """
+    _may_point(maps, masks, tol)
+    h, w = maps.shape[1:]
+    best = maps.flatten(1).argmax(1)[:, None]
+    row = torch.arange(h, device=maps.device) - best // w
+    column = torch.arange(w, device=maps.device) - best % w
+    near = row[:, :, None] ** 2 + column[:, None, :] ** 2 <= tol**2
+    return (near & masks).flatten(1).any(1)
+
+
+def _may_point(maps: Tensor, masks: Tensor, tol: float) -> None:
     if tol < 0:
         raise ValueError(f"tol={tol}: allowed is 0 or more")
     if not masks.flatten(1).any(1).all():
         raise ValueError("masks: at least one has no pixel, so it cannot be hit")
     if not maps.isfinite().all():
         raise ValueError("maps: not finite, so there is no largest value to point at")
-    h, w = maps.shape[1:]
-    best = maps.flatten(1).argmax(1)
-    rows = torch.arange(h, device=maps.device)[None, :, None] - (best // w)[:, None, None]
-    columns = torch.arange(w, device=maps.device)[None, None, :] - (best % w)[:, None, None]
-    near = rows**2 + columns**2 <= tol**2
-    return (near & masks).flatten(1).any(1)
 
 
 def class_mean(
@@ -91,11 +95,13 @@ def rank_agreement(
 
 def ranks(x: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
     """Ranks from 1 within each row; equal values share the mean of theirs."""
-    x = x.contiguous()
-    ordered = x.sort(1).values
-    low = torch.searchsorted(ordered, x, right=False)
-    high = torch.searchsorted(ordered, x, right=True)
-    return (low + 1 + high).to(x.dtype) / 2
+    values, order = x.sort(1)
+    place = torch.arange(x.shape[1], device=x.device).expand_as(order)
+    first = torch.ones_like(order, dtype=torch.bool)  # of those with its value
+    first[:, 1:] = values[:, 1:] != values[:, :-1]
+    low = torch.where(first, place, 0).cummax(1).values
+    high = torch.where(first.roll(-1, 1), place, x.shape[1]).flip(1).cummin(1).values.flip(1)
+    return torch.empty_like(x).scatter_(1, order, 1 + (low + high).to(x.dtype) / 2)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -27,15 +27,8 @@ from torch import Tensor, nn
 from lib.core.fitting import History, progress
 from lib.core.seeds import batch_indices
 from lib.models.resnet import ScaledWSConv2d
-from lib.models.spiking import (
-    MemberLinear,
-    detach,
-    neurons,
-    rate_weights,
-    reset,
-    run,
-    settings,
-)
+from lib.models.spiking import MemberLinear, detach, neurons, rate_weights, reset, run, settings
+from lib.models.spiking import temporal_factor as temporal_factor  # what SLTT leaves out, measured
 
 Mode = Literal["bptt", "sltt", "sltt_k", "truncated", "ottt", "dsr"]
 MODES = ("bptt", "sltt", "sltt_k", "truncated", "ottt", "dsr")
@@ -249,21 +242,21 @@ def sltt_loss(
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"weight={weight}: allowed is 0 to 1")
-    entropy = F.cross_entropy(out.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+    batch, classes = out.shape[-2:]
+    entropy = F.cross_entropy(out.flatten(0, -2), y.flatten(), reduction="sum") / batch
     if weight == 0:
-        return entropy.mean(-1).sum()
-    target = F.one_hot(y, out.shape[-1]).to(out) if mean is None else torch.full_like(out, mean)
-    squared = (out - target).square().mean(-1)
-    return ((1 - weight) * entropy + weight * squared).mean(-1).sum()
+        return entropy
+    target = F.one_hot(y, classes).to(out) if mean is None else torch.full_like(out, mean)
+    squared = F.mse_loss(out, target, reduction="sum") / (batch * classes)
+    return (1 - weight) * entropy + weight * squared
 
 
 def predict(net: nn.Module, x: Float[Tensor, "t *b_in"]) -> Float[Tensor, "*b_c"]:
     """The outputs summed over the steps, without gradients, in evaluation mode."""
-    mode = net.training
-    net.eval()
+    training = net.training
     with torch.no_grad():
-        out = run(net, x).sum(0)
-    net.train(mode)
+        out = run(net.eval(), x).sum(0)
+    net.train(training)
     return out
 
 
@@ -321,7 +314,7 @@ def train(
     base = [group["lr"] for group in opt.param_groups]
     history, log, seconds = History(), {*log, steps}, 0.0
     for step in progress(range(steps + 1), what):
-        if step in log and evaluate is not None:
+        if evaluate is not None and step in log:
             history.rows.append({"step": step, "accuracy": evaluate(net), "seconds": seconds})
         if step == steps:
             break
@@ -345,11 +338,9 @@ def gradients(net: nn.Module, x: Tensor, y: Tensor, mode: Mode, **rule) -> dict[
     before = {name: p.grad for name, p in net.named_parameters()}
     net.zero_grad(set_to_none=True)
     backward(net, x, y, mode, **rule)
-    found = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad
-        for name, p in net.named_parameters()
-    }
+    found = {}
     for name, p in net.named_parameters():
+        found[name] = torch.zeros_like(p) if p.grad is None else p.grad
         p.grad = before[name]
     return found
 
@@ -374,39 +365,8 @@ def gradient_cosine(
     return found
 
 
-def temporal_factor(net: nn.Module, x: Float[Tensor, "t *b_in"]) -> list[Float[Tensor, "t _"]]:
-    """``d v[t+1] / d v[t]`` along a neuron's own membrane, for every spiking layer, step, neuron.
-
-    ``decay (1 - threshold s'(v - threshold))`` with the soft reset: what one step back in time
-    multiplies a gradient by. Zero everywhere is SLTT's assumption.
-    """
-    found: list[Tensor] = []
-
-    def hook(n, args, _out):
-        current = args[0].detach().unflatten(0, (n.steps, -1)).flatten(1)
-        u, factors = torch.zeros_like(current[0]), []
-        for i in current:
-            v = n.decay * u + i
-            s = (v >= n.threshold).to(v.dtype)
-            slope = n.surrogate(v - n.threshold)
-            soft = n.reset_kind == "soft"
-            share = (n.threshold if soft else v) * slope * (not n.detach_reset)
-            factors.append(n.decay * ((1 if soft else 1 - s) - share))
-            u = v - n.threshold * s if soft else v * (1 - s)
-        found.append(torch.stack(factors))
-
-    hooks = [n.register_forward_hook(hook) for n in neurons(net)]
-    try:
-        with torch.no_grad():
-            run(net, x)
-    finally:
-        for h in hooks:
-            h.remove()
-    return found
-
-
 def multiplications(
-    widths: Sequence[int], steps: int, mode: Literal["bptt", "sltt", "sltt_k"], k: int | None = None
+    widths: Sequence[int], steps: int, mode: Mode, k: int | None = None
 ) -> dict[str, int]:
     """Scalar multiplications of the backward pass through a fully connected net, for one sample.
 

@@ -20,6 +20,10 @@ read ``g_s`` and ``s'``, write ``g_I``: ``3 b T N``, plus ``b T N`` for ``k`` wi
 About ten operations an element, so memory decides. A loop of separate PyTorch operations moves the
 membrane through memory four to six times a step; here it never leaves the registers.
 
+A NaN is never hidden: it does not fire, it stays in the membrane, and every gradient that passes it
+is NaN. An infinite potential has the surrogate's limit, slope 0. The soft reset leaves it infinite;
+with the hard one ``inf * (1 - 1)``, and the reset's derivative at either infinity, are NaN.
+
 ``decay``, ``threshold`` and ``alpha`` are compile-time constants of the Triton kernel (a network
 has one value of each): another value means another compilation.
 """
@@ -100,20 +104,21 @@ def lif(
 # --------------------------------------------------------------------------- plain PyTorch
 
 
-def surrogate_slope(x: Tensor, kind: str, alpha: float) -> Tensor:
+def surrogate_slope(x: Tensor, kind: str, alpha: float, out: Tensor | None = None) -> Tensor:
     """``s'(x)`` for ``x = v - threshold``; every kind integrates to 1.
 
     All scale as ``alpha * s'_1(alpha * x)``. The triangle is zero beyond ``|x| = 1/alpha``, the
-    rectangle beyond ``1/(2 alpha)``.
+    rectangle beyond ``1/(2 alpha)``. Written to ``out`` where it is given.
     """
     if kind == "triangle":
-        return x.abs().mul_(-alpha * alpha).add_(alpha).clamp_min_(0)
+        return torch.abs(x, out=out).mul_(-alpha * alpha).add_(alpha).clamp_min_(0)
     if kind == "rectangle":
-        return (x.abs() * alpha <= 0.5).to(x.dtype) * alpha  # `where` would round alpha to float32
+        inside = (x.abs() * alpha <= 0.5).to(x.dtype) * alpha
+        return torch.where(x.isnan(), x, inside, out=out)
     if kind == "sigmoid":
         p = torch.sigmoid(alpha * x)
-        return alpha * p * (1 - p)
-    return 0.5 * alpha / (1 + (0.5 * math.pi * alpha * x) ** 2)
+        return torch.mul(p, 1 - p, out=out).mul_(alpha)
+    return torch.square(0.5 * math.pi * alpha * x, out=out).add_(1).reciprocal_().mul_(0.5 * alpha)
 
 
 def smooth_step(x: Tensor, kind: str, alpha: float) -> Tensor:
@@ -137,17 +142,23 @@ def _forward_reference(
     slope = torch.empty(shape if store else 0, dtype=current.dtype, device=device)
     keep = torch.empty(shape if store and hard else 0, dtype=current.dtype, device=device)
     u = None if initial is None else initial.to(wide)
+    # Results go straight to their place: at these sizes a fresh tensor costs more than its numbers.
+    same = current.dtype == wide
     for t, i in enumerate(current):
         v = i.to(wide) if u is None else torch.add(i, u, alpha=decay)
         x = v - threshold
-        s = smooth_step(x, kind, alpha) if smooth else (x >= 0).to(wide)
+        if smooth:
+            s = smooth_step(x, kind, alpha)
+            spikes[t] = s
+        else:
+            s = torch.ge(x, 0, out=spikes[t])
         if store:
-            d = surrogate_slope(x, kind, alpha)
-            slope[t] = d
+            d = surrogate_slope(x, kind, alpha, out=slope[t] if same else None)
+            if not same:
+                slope[t] = d
             if hard:
                 keep[t] = 1 - s if detach_reset else 1 - s - v * d
-        u = torch.addcmul(v, v, s, value=-1) if hard else torch.sub(v, s, alpha=threshold)
-        spikes[t] = s
+        u = v * (1 - s) if hard else torch.sub(v, s, alpha=threshold)
     return spikes, u.to(current.dtype), slope, keep
 
 
@@ -174,13 +185,16 @@ if triton is not None:
     # no_type_check: a kernel must reach the compiler as it is written, also where tests wrap
     # every function in a type checker.
 
+    # tl.maximum and tl.minimum return the other number for a NaN; x == x brings the NaN back.
+
     @triton.jit
     @no_type_check
     def _slope(x, alpha: tl.constexpr, KIND: tl.constexpr):
         if KIND == "triangle":
-            return tl.maximum(alpha - alpha * alpha * tl.abs(x), 0.0)
+            return tl.where(x == x, tl.maximum(alpha - alpha * alpha * tl.abs(x), 0.0), x)
         elif KIND == "rectangle":
-            return tl.where(tl.abs(x) * alpha <= 0.5, alpha + 0.0 * x, 0.0 * x)
+            inside = (tl.abs(x) * alpha <= 0.5).to(x.dtype) * alpha
+            return tl.where(x == x, inside, x)
         elif KIND == "sigmoid":
             # exp of a negative number only: no overflow on either side.
             e = tl.exp(-alpha * tl.abs(x))
@@ -194,10 +208,10 @@ if triton is not None:
     def _smooth(x, alpha: tl.constexpr, KIND: tl.constexpr):
         z = alpha * x
         if KIND == "triangle":
-            z = tl.minimum(tl.maximum(z, -1.0), 1.0)
+            z = tl.where(z == z, tl.minimum(tl.maximum(z, -1.0), 1.0), z)
             return 0.5 + z - 0.5 * z * tl.abs(z)
         elif KIND == "rectangle":
-            return tl.minimum(tl.maximum(0.5 + z, 0.0), 1.0)
+            return tl.where(z == z, tl.minimum(tl.maximum(0.5 + z, 0.0), 1.0), z)
         else:
             e = tl.exp(-tl.abs(z))
             p = 1.0 / (1.0 + e)
@@ -235,7 +249,7 @@ if triton is not None:
                         k = k - v * d
                     tl.store(keep + at, k.to(keep.dtype.element_ty), mask=inside)
             if HARD:
-                u = v - v * s
+                u = v * (1.0 - s)
             else:
                 u = v - threshold * s
             tl.store(spikes + at, s.to(spikes.dtype.element_ty), mask=inside)

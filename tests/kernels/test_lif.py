@@ -179,6 +179,46 @@ def test_errors_name_the_argument():
         module._check(i[:0], None, 0.5, 1.0, "soft", "triangle", 1.0)
 
 
+def broken(dtype=torch.float64):
+    """Five neurons; at step 2: nothing, NaN, inf, -inf; the fifth meets its NaN at the end."""
+    current = torch.full((6, 5), 0.6, dtype=dtype)
+    current[2, 1:4] = torch.tensor([torch.nan, torch.inf, -torch.inf], dtype=dtype)
+    current[5, 4] = torch.nan
+    return current
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_and_infinity_are_not_hidden(reset, kind):
+    args = {"decay": 0.5, "reset": reset, "kind": kind}
+    current = broken().requires_grad_()
+    s, u = lif(current, **args)
+    grad = torch.autograd.grad(s.sum(), current)[0]
+    clean, v = lif(torch.full((6, 1), 0.6, dtype=torch.float64), **args)
+    assert ((s == 0) | (s == 1)).all()  # a spike is a spike; NaN >= threshold is false
+    assert_close(s[:2], clean[:2].expand(2, 5), 0)
+    assert s[2:, 1].sum() == s[2:, 3].sum() == s[5, 4] == 0
+    assert u.isnan().tolist() == [False, True, reset == "hard", False, True]
+    assert u[3] == -torch.inf
+    assert_close(u[0], v[0], 0)
+    # Back in time nothing before a NaN is trusted; what comes after it is NaN as well.
+    assert grad[:, [1, 4]].isnan().all()
+    assert grad[:, 0].isfinite().all()
+    assert grad[:, 2:4].isfinite().all() == (reset == "soft")
+    # One step at a time only the steps that saw the NaN are lost.
+    s, _ = lif(current, temporal_grad=False, **args)
+    spatial = torch.autograd.grad(s.sum(), current)[0]
+    assert spatial[:, 1].isnan().tolist() == [False, False, True, True, True, True]
+    assert spatial[:, 4].isnan().tolist() == [False] * 5 + [True]
+    for bad in (torch.inf, -torch.inf):
+        x = torch.tensor([bad, torch.nan], dtype=torch.float64)
+        slope, step = surrogate_slope(x, kind, 0.7), smooth_step(x, kind, 0.7)
+        assert slope[0] == 0
+        assert slope[1].isnan()
+        assert step[0] == float(bad > 0)
+        assert step[1].isnan()
+
+
 # --------------------------------------------------------------------------- Triton
 
 
@@ -240,6 +280,23 @@ def test_triton_surrogates_strides_and_reset_path(kind, device, gen, nan_empty):
         )  # fmt: skip
         for a, b in zip(got, wanted, strict=True):
             assert_close(a, b, 1e-6)
+
+
+@pytest.mark.triton
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter is numpy
+@pytest.mark.parametrize("kind", KINDS)
+def test_triton_agrees_on_nan_and_infinity(kind, device):
+    current = broken(torch.float32)
+    weights = torch.linspace(0.5, 1.5, 30).view(6, 5)
+    for reset, temporal, smooth in itertools.product(RESETS, (True, False), (True, False)):
+        if smooth and kind == "arctan":
+            continue
+        got, wanted = both(
+            current, weights, None, device, decay=0.5, reset=reset, kind=kind,
+            temporal_grad=temporal, smooth=smooth,
+        )  # fmt: skip
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.triton

@@ -22,12 +22,15 @@ from lib.models.spiking import (
     run,
     settings,
     spike_gain,
+    spike_trains,
     spiking_cnn,
     spiking_mlp,
     spiking_nf_resnet,
     spiking_resnet18,
     spiking_vgg11,
     surrogate,
+    temporal_factor,
+    watch,
 )
 from tests.helpers import assert_close, raises
 
@@ -133,6 +136,27 @@ def test_spike_gain_gives_unit_variance(gen):
     for threshold in (0.5, 1.0):
         z = torch.randn(1_000_000, generator=gen)
         assert abs(((z >= threshold) * spike_gain(threshold)).var().item() - 1) < 0.01
+
+
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_watching_sees_the_run_and_leaves_no_trace(reset, gen):
+    net = small(tau=3.0, reset=reset)
+    x = torch.rand(5, 4, 6, generator=gen, dtype=torch.float64)
+    trains = spike_trains(net, x)
+    assert [s.shape for s in trains] == [(5, 4, 20)] * 2
+    assert_close(net.layers[-1](trains[-1]), run(net, x), 1e-12)  # a linear read-out of them
+    assert firing_rates(net, x) == [s.mean().item() for s in trains]
+    # What a push on the membrane between two steps does to the next potential: autograd's answer.
+    n, currents = neurons(net)[0], net.layers[0](x).detach()
+    factors = temporal_factor(net, x)[0]
+    push = torch.zeros(4, 20, dtype=torch.float64, requires_grad=True)
+    pushed = torch.cat([currents[:1] + push, currents[1:4]])
+    (slope,) = torch.autograd.grad(lif(pushed, n.decay, 1.0, reset, n.surrogate)[1].sum(), push)
+    chain = factors[:3].prod(0) * factors[3] / n.decay
+    assert_close(slope.flatten(), chain, 1e-12)
+    with pytest.raises(ZeroDivisionError):
+        watch(net, x, lambda *_: 1 / 0)
+    assert all(not n._forward_hooks and n.steps is None for n in neurons(net))
 
 
 # --------------------------------------------------------------------------- rates

@@ -109,11 +109,13 @@ def relu_dual(
 def erf_dual(
     a: Float[Tensor, "..."], b: Float[Tensor, "..."], c: Float[Tensor, "..."], gain: float = 1.0
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-    """``gain * E[s(u) s(v)]`` and ``gain * E[s'(u) s'(v)]`` for erf (Williams, 1997)."""
-    product = (1 + 2 * a) * (1 + 2 * b)
-    root = torch.sqrt(product - 4 * c * c)
-    value = (2 / math.pi) * torch.atan2(2 * c, root)
-    return gain * value, gain * (4 / math.pi) / root
+    """``gain * E[s(u) s(v)]`` and ``gain * E[s'(u) s'(v)]`` for erf (Williams, 1997).
+
+    These are ``(2 / pi) asin(c / m)`` with ``m^2 = (a + 1/2)(b + 1/2)``, and ``(2 / pi) / root``
+    with ``root^2 = m^2 - c^2``.
+    """
+    root = torch.sqrt(torch.addcmul((a + 0.5) * (b + 0.5), c, c, value=-1))
+    return (2 * gain / math.pi) * torch.atan2(c, root), (2 * gain / math.pi) / root
 
 
 def _angle(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,13 +125,13 @@ def _angle(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     there, and zero is the mean of its slopes on both sides.
     """
     # high * sqrt(low / high): the product ab leaves the range of float32 long before its root does,
-    # and sqrt(a) sqrt(b) would not be exactly a where a = b.
+    # and sqrt(a) sqrt(b) would not be exactly a where a = b. Zeros are masked in a and b, which
+    # are small, being a column and a row.
+    (a, some_a), (b, some_b) = ((torch.where(v > 0, v, 1.0), (v > 0).to(v.dtype)) for v in (a, b))
     high, low = torch.maximum(a, b), torch.minimum(a, b)
-    ratio = low / torch.where(high > 0, high, 1.0)
-    nonzero = ratio != 0
-    safe = torch.where(nonzero, high, 1.0) * torch.sqrt(torch.where(nonzero, ratio, 1.0))
-    norm = torch.where(nonzero, safe, 0.0)
-    cos = torch.where(nonzero, c / safe, 0.0).clamp(-1.0, 1.0)
+    norm = high * torch.sqrt((low / high).clamp_min(torch.finfo(c.dtype).tiny))
+    cos = (c / norm).clamp(-1.0, 1.0)
+    norm = norm * some_a * some_b
     square = (1 - cos) * (1 + cos)
     apart = square > _coincident(c.dtype)
     sin = torch.sqrt(torch.where(apart, square, 1.0))
@@ -169,7 +171,7 @@ def nngp_ntk_reference(
     for _ in range(depth):
         value, slope = (relu_dual if act == "relu" else erf_dual)(a, b, sigma, gain)
         sigma = value + beta**2
-        theta = theta * slope + sigma
+        theta = torch.addcmul(sigma, theta, slope)
         a, b = _diagonal(act, a, beta, gain), _diagonal(act, b, beta, gain)
     return sigma, theta
 
@@ -224,16 +226,9 @@ def _scalars(x: Tensor, beta: float, gain: float) -> Tensor:
 
 @torch.library.custom_op("lib::nngp_ntk_backward", mutates_args=())
 def _backward(
-    x1: Tensor,
-    x2: Tensor,
-    g_sigma: Tensor,
-    g_theta: Tensor,
-    depth: int,
-    act: str,
-    beta: float,
-    gain: float,
-    which: str,
-) -> tuple[Tensor, Tensor]:
+    x1: Tensor, x2: Tensor, g_sigma: Tensor, g_theta: Tensor,
+    depth: int, act: str, beta: float, gain: float, which: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     p, q, d = len(x1), len(x2), x1.shape[1]
     if not (p and q):
         return torch.zeros_like(x1), torch.zeros_like(x2)
@@ -313,66 +308,68 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _relu_angle(a, b, c):
-        """sqrt(ab), sine, cosine and pi minus the angle, by the half-angle tangent in [0, 1]."""
-        # Not the root of the product, which leaves the range of float32 long before its root does.
-        high, low = tl.maximum(a, b), tl.minimum(a, b)
-        norm = high * tl.sqrt(low / tl.where(high > 0, high, 1.0))
-        cos = tl.where(norm > 0, c / tl.where(norm > 0, norm, 1.0), 0.0)
-        cos = tl.minimum(tl.maximum(cos, -1.0), 1.0)
-        sin = tl.sqrt((1.0 - cos) * (1.0 + cos))
-        half = 2.0 * _atan(sin / (1.0 + tl.abs(cos)))
-        return norm, sin, cos, tl.where(cos < 0, half, _PI - half)
+    def _dual(a, b, c, ERF: tl.constexpr):
+        """``E[s s]``, ``E[s' s']``, ``sqrt(ab)`` and the sine; for erf the last is the root."""
+        if ERF:
+            product = (1.0 + 2.0 * a) * (1.0 + 2.0 * b)
+            norm, sin = tl.sqrt(product), tl.sqrt(product - 4.0 * c * c)
+            # asin(y) = 2 atan(y / (1 + sqrt(1 - y^2))) with y = 2c / norm
+            value = (4.0 / _PI) * _atan(2.0 * c / (norm + sin))
+            slope = (4.0 / _PI) / sin
+        else:
+            # Not the root of ab, which leaves the range of float32 long before its root does.
+            high, low = tl.maximum(a, b), tl.minimum(a, b)
+            norm = high * tl.sqrt(low / tl.where(high > 0, high, 1.0))
+            cos = tl.where(norm > 0, c / tl.where(norm > 0, norm, 1.0), 0.0)
+            cos = tl.minimum(tl.maximum(cos, -1.0), 1.0)
+            sin = tl.sqrt((1.0 - cos) * (1.0 + cos))
+            half = 2.0 * _atan(sin / (1.0 + tl.abs(cos)))  # half-angle tangent, in [0, 1]
+            rest = tl.where(cos < 0, half, _PI - half)  # pi minus the angle
+            value = norm * (sin + rest * cos) / (2.0 * _PI)
+            slope = rest / (2.0 * _PI)
+        return value, slope, norm, sin
 
     @triton.jit
     @no_type_check
-    def _erf_diagonal(a):
-        y = 2.0 * a / (1.0 + 2.0 * a)
-        return (4.0 / _PI) * _atan(y / (1.0 + tl.sqrt((1.0 - y) * (1.0 + y))))
+    def _diagonal_dual(a, ERF: tl.constexpr):
+        """``E[s s]`` of an input with itself."""
+        if ERF:
+            y = 2.0 * a / (1.0 + 2.0 * a)
+            value = (4.0 / _PI) * _atan(y / (1.0 + tl.sqrt((1.0 - y) * (1.0 + y))))
+        else:
+            value = a * 0.5
+        return value
 
     @triton.jit
     @no_type_check
-    def _gram_tile(
-        x1, x2, rm, rn, p, q, d, s1m, s1k, s2m, s2k,
+    def _first_layer(
+        x1, x2, bias, p, q, d, s1m, s1k, s2m, s2k,
         ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
-        """The tile of ``x1 x2^T`` and both diagonals, from one pass over the two row blocks."""
+        """Block row and column of this program, its rows and columns, ``a``, ``b`` and ``c``."""
+        pid = tl.program_id(0)
+        columns = tl.cdiv(q, BN)
+        group = pid // (8 * columns)  # eight row blocks after one another share columns in L2
+        height = tl.minimum(tl.cdiv(p, BM) - group * 8, 8)
+        within = pid % (8 * columns)
+        pm, pn = group * 8 + within % height, within // height
+        rm, rn = pm * BM + tl.arange(0, BM), pn * BN + tl.arange(0, BN)
+        a, b = tl.zeros((BM,), dtype=ACC), tl.zeros((BN,), dtype=ACC)
         c = tl.zeros((BM, BN), dtype=ACC)
-        a = tl.zeros((BM,), dtype=ACC)
-        b = tl.zeros((BN,), dtype=ACC)
         row = rm.to(tl.int64)[:, None] * s1m
         column = rn.to(tl.int64)[None, :] * s2m
         for k in range(0, d, BK):
             rk = k + tl.arange(0, BK)
             wide = rk.to(tl.int64)
-            left = tl.load(
-                x1 + row + wide[None, :] * s1k,
-                mask=(rm[:, None] < p) & (rk[None, :] < d),
-                other=0.0,
-            )
-            right = tl.load(
-                x2 + column + wide[:, None] * s2k,
-                mask=(rn[None, :] < q) & (rk[:, None] < d),
-                other=0.0,
-            )
+            inside1 = (rm[:, None] < p) & (rk[None, :] < d)
+            inside2 = (rn[None, :] < q) & (rk[:, None] < d)
+            left = tl.load(x1 + row + wide[None, :] * s1k, mask=inside1, other=0.0)
+            right = tl.load(x2 + column + wide[:, None] * s2k, mask=inside2, other=0.0)
             # "ieee": TF32 keeps 10 bits, and the angle of close inputs needs them all.
             c = tl.dot(left, right, c, input_precision="ieee", out_dtype=ACC)
             a += tl.sum(left.to(ACC) * left.to(ACC), axis=1)
             b += tl.sum(right.to(ACC) * right.to(ACC), axis=0)
-        return c, a, b
-
-    @triton.jit
-    @no_type_check
-    def _tile_rows(p, q, BM: tl.constexpr, BN: tl.constexpr):
-        """Rows and columns of this program; groups of eight row blocks share columns in L2."""
-        pid = tl.program_id(0)
-        rows, columns = tl.cdiv(p, BM), tl.cdiv(q, BN)
-        group = pid // (8 * columns)
-        height = tl.minimum(rows - group * 8, 8)
-        within = pid % (8 * columns)
-        pm = group * 8 + within % height
-        pn = within // height
-        return pm, pn, pm * BM + tl.arange(0, BM), pn * BN + tl.arange(0, BN)
+        return pm, pn, rm, rn, a / d + bias, b / d + bias, c / d + bias
 
     @triton.jit
     @no_type_check
@@ -381,29 +378,15 @@ if triton is not None:
         ERF: tl.constexpr, SIGMA: tl.constexpr, THETA: tl.constexpr, ACC: tl.constexpr,
         BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
-        pm, pn, rm, rn = _tile_rows(p, q, BM, BN)
-        c, a, b = _gram_tile(x1, x2, rm, rn, p, q, d, s1m, s1k, s2m, s2k, ACC, BM, BN, BK)
-        bias = tl.load(scalars)
-        gain = tl.load(scalars + 1)
-        c = c / d + bias
-        a = a / d + bias
-        b = b / d + bias
+        bias, gain = tl.load(scalars), tl.load(scalars + 1)
+        pm, pn, rm, rn, a, b, c = _first_layer(
+            x1, x2, bias, p, q, d, s1m, s1k, s2m, s2k, ACC, BM, BN, BK
+        )
         t = c
         for _ in range(depth):
-            if ERF:
-                root = tl.sqrt((1.0 + 2.0 * a)[:, None] * (1.0 + 2.0 * b)[None, :] - 4.0 * c * c)
-                # asin(y) = 2 atan(y / (1 + sqrt(1 - y^2))) with y = 2c / norm
-                norm = tl.sqrt((1.0 + 2.0 * a)[:, None] * (1.0 + 2.0 * b)[None, :])
-                value = (4.0 / _PI) * _atan(2.0 * c / (norm + root))
-                slope = (4.0 / _PI) / root
-                a = gain * _erf_diagonal(a) + bias
-                b = gain * _erf_diagonal(b) + bias
-            else:
-                norm, sin, cos, rest = _relu_angle(a[:, None], b[None, :], c)
-                value = norm * (sin + rest * cos) / (2.0 * _PI)
-                slope = rest / (2.0 * _PI)
-                a = gain * a * 0.5 + bias
-                b = gain * b * 0.5 + bias
+            value, slope, norm, sin = _dual(a[:, None], b[None, :], c, ERF)
+            a = gain * _diagonal_dual(a, ERF) + bias
+            b = gain * _diagonal_dual(b, ERF) + bias
             c = gain * value + bias
             t = t * gain * slope + c
         keep = (rm[:, None] < p) & (rn[None, :] < q)
@@ -420,32 +403,21 @@ if triton is not None:
         ERF: tl.constexpr, SIGMA: tl.constexpr, THETA: tl.constexpr, ACC: tl.constexpr,
         BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
-        pm, pn, rm, rn = _tile_rows(p, q, BM, BN)
-        c, a, b = _gram_tile(x1, x2, rm, rn, p, q, d, s1m, s1k, s2m, s2k, ACC, BM, BN, BK)
-        bias = tl.load(scalars)
-        gain = tl.load(scalars + 1)
-        coincident = tl.load(scalars + 2)
-        c = c / d + bias
-        a = a / d + bias
-        b = b / d + bias
+        bias, gain, coincident = tl.load(scalars), tl.load(scalars + 1), tl.load(scalars + 2)
+        pm, pn, rm, rn, a, b, c = _first_layer(
+            x1, x2, bias, p, q, d, s1m, s1k, s2m, s2k, ACC, BM, BN, BK
+        )
         t = c
         # Tangents of (Sigma, Theta) along the Gram entry (c), x1's diagonal (a), x2's (b).
-        cc = tl.full((BM, BN), 1.0, dtype=ACC)
-        ca = tl.zeros((BM, BN), dtype=ACC)
-        cb = tl.zeros((BM, BN), dtype=ACC)
-        tc = cc
-        ta = ca
-        tb = cb
-        da = tl.full((BM,), 1.0, dtype=ACC)
-        db = tl.full((BN,), 1.0, dtype=ACC)
+        zero, one = tl.zeros((BM, BN), dtype=ACC), tl.full((BM, BN), 1.0, dtype=ACC)
+        cc, ca, cb = one, zero, zero
+        tc, ta, tb = one, zero, zero
+        da, db = tl.full((BM,), 1.0, dtype=ACC), tl.full((BN,), 1.0, dtype=ACC)
         for _ in range(depth):
+            value, slope, norm, sin = _dual(a[:, None], b[None, :], c, ERF)
             if ERF:
-                va = (1.0 + 2.0 * a)[:, None]
-                vb = (1.0 + 2.0 * b)[None, :]
-                root = tl.sqrt(va * vb - 4.0 * c * c)
-                value = (4.0 / _PI) * _atan(2.0 * c / (tl.sqrt(va * vb) + root))
-                slope = (4.0 / _PI) / root
-                third = slope / (root * root)
+                va, vb = (1.0 + 2.0 * a)[:, None], (1.0 + 2.0 * b)[None, :]
+                third = slope / (sin * sin)
                 value_a = -slope * c / va * da[:, None]
                 value_b = -slope * c / vb * db[None, :]
                 slope_c = 4.0 * c * third
@@ -453,12 +425,7 @@ if triton is not None:
                 slope_b = -va * third * db[None, :]
                 da = gain * da * (4.0 / _PI) / ((1.0 + 2.0 * a) * tl.sqrt(1.0 + 4.0 * a))
                 db = gain * db * (4.0 / _PI) / ((1.0 + 2.0 * b) * tl.sqrt(1.0 + 4.0 * b))
-                a = gain * _erf_diagonal(a) + bias
-                b = gain * _erf_diagonal(b) + bias
             else:
-                norm, sin, cos, rest = _relu_angle(a[:, None], b[None, :], c)
-                value = norm * (sin + rest * cos) / (2.0 * _PI)
-                slope = rest / (2.0 * _PI)
                 # E[s'' s''] = 1 / (2 pi sqrt(ab - c^2)); 0 at the cusp, where the inputs coincide.
                 apart = (sin * sin > coincident) & (norm > 0)
                 third = tl.where(apart, 1.0 / (2.0 * _PI * tl.where(apart, norm * sin, 1.0)), 0.0)
@@ -469,10 +436,9 @@ if triton is not None:
                 slope_c = third
                 slope_a = -0.5 * c * third * ratio_a[:, None]
                 slope_b = -0.5 * c * third * ratio_b[None, :]
-                da = gain * da * 0.5
-                db = gain * db * 0.5
-                a = gain * a * 0.5 + bias
-                b = gain * b * 0.5 + bias
+                da, db = gain * da * 0.5, gain * db * 0.5
+            a = gain * _diagonal_dual(a, ERF) + bias
+            b = gain * _diagonal_dual(b, ERF) + bias
             # Theta' = Theta * slope + Sigma', before Sigma and Theta themselves move on.
             slope_a += slope_c * ca
             slope_b += slope_c * cb
@@ -487,19 +453,13 @@ if triton is not None:
             t = t * gain * slope + c
         keep = (rm[:, None] < p) & (rn[None, :] < q)
         where = rm.to(tl.int64)[:, None] * q + rn[None, :]
-        gc = tl.zeros((BM, BN), dtype=ACC)
-        ga = tl.zeros((BM, BN), dtype=ACC)
-        gb = tl.zeros((BM, BN), dtype=ACC)
+        gc, ga, gb = zero, zero, zero
         if SIGMA:
             g = tl.load(g_sigma + where, mask=keep, other=0.0)
-            gc += g * cc
-            ga += g * ca
-            gb += g * cb
+            gc, ga, gb = gc + g * cc, ga + g * ca, gb + g * cb
         if THETA:
             g = tl.load(g_theta + where, mask=keep, other=0.0)
-            gc += g * tc
-            ga += g * ta
-            gb += g * tb
+            gc, ga, gb = gc + g * tc, ga + g * ta, gb + g * tb
         tl.store(gram + where, gc, mask=keep)
         tl.store(left + pn.to(tl.int64) * p + rm, tl.sum(ga, axis=1), mask=rm < p)
         tl.store(right + pm.to(tl.int64) * q + rn, tl.sum(gb, axis=0), mask=rn < q)

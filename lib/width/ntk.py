@@ -209,7 +209,9 @@ def _activations_and_errors(params, x, activation, beta, gain, parametrization):
     for layer in range(depth - 1, 0, -1):
         W = params[f"layers.{layer}.weight"]
         weight, _ = _multipliers(layer, W.shape[-1], beta, gain, parametrization)
-        back = weight * errors[0] @ W[..., None, :, :]
+        # Samples and outputs as one axis: a product with W for each of them would read W as often.
+        back = (weight * errors[0]).flatten(-3, -2) @ W
+        back = back.unflatten(-2, errors[0].shape[-3:-1])
         errors.insert(0, back * slope(zs[layer - 1])[..., None, :])
     return list(zip(alphas, errors))
 

@@ -43,6 +43,7 @@ def compare(
     ``tol=None`` where they have been compared elsewhere.
     """
     if tol is not None:
-        assert_close(torch.as_tensor(ours()), torch.as_tensor(theirs()), tol, name)
+        a, b = (torch.as_tensor(run()).detach() for run in (ours, theirs))
+        assert_close(a, b, tol, name)
     a, b = median_seconds(ours, theirs, repeats=repeats)
     return {"name": name, "peer": peer, "ratio": b / a, "seconds": a, "peer_seconds": b, **more}

@@ -5,8 +5,6 @@ Every row does the same work twice and compares the results before anything is t
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -21,18 +19,7 @@ from lib.in_context.icl_gradient_descent import (
     split,
     tune_gd,
 )
-from tests.helpers import assert_close
-
-
-def seconds(run: Callable[[], torch.Tensor], repeats: int = 9) -> float:
-    """Median wall time of ``run``, after one call to warm up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+from tests.benchmarks._timing import compare
 
 
 def main(seeds: int = 5, batch: int = 256, n: int = 10, d: int = 10) -> list[dict]:
@@ -120,12 +107,7 @@ def main(seeds: int = 5, batch: int = 256, n: int = 10, d: int = 10) -> list[dic
                 1e-3,
             )
         )
-    rows = []
-    for name, peer, ours, theirs, tol in work:
-        assert_close(ours(), theirs(), tol, name)
-        a, b = seconds(ours), seconds(theirs)
-        rows.append({"name": name, "peer": peer, "seconds": a, "peer_seconds": b, "ratio": b / a})
-    return rows
+    return [compare(*row) for row in work]
 
 
 if __name__ == "__main__":

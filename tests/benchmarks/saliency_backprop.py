@@ -5,10 +5,6 @@ The same images, classes and layer on both sides; outputs are compared before an
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -16,18 +12,7 @@ from lib.interpretability import saliency_backprop as sb
 from lib.kernels.saliency_stats import saliency_stats
 from lib.models.attribution import methods
 from lib.models.cnn import ConvNet
-from tests.helpers import assert_close
-
-
-def seconds(run: Callable[[], torch.Tensor], repeats: int = 7) -> float:
-    """Median wall time of ``run``, after one call to warm up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+from tests.benchmarks._timing import compare
 
 
 def main(images: int = 32, channels: int = 32, side: int = 16) -> list[dict]:
@@ -74,12 +59,7 @@ def main(images: int = 32, channels: int = 32, side: int = 16) -> list[dict]:
              lambda: methods.gradient(model, x, target, abs=True),
              lambda: plain.attribute(x.clone(), target=target), 1e-4),
         ]  # fmt: skip
-    rows = []
-    for name, peer, ours, theirs, tol in work:
-        assert_close(ours().detach(), theirs().detach(), tol, name)
-        a, b = seconds(ours), seconds(theirs)
-        rows.append({"name": name, "peer": peer, "seconds": a, "peer_seconds": b, "ratio": b / a})
-    return rows
+    return [compare(*row, repeats=7) for row in work]
 
 
 if __name__ == "__main__":

@@ -7,25 +7,14 @@ same work on both sides: forward and backward of one sequence, or gradients of o
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from lib.beyond_backprop.spiking_slt import backward, sltt_loss
-from lib.core.meters import stopwatch
 from lib.core.seeds import pick_device
 from lib.models.spiking import lif, reset, spiking_mlp, surrogate
-
-
-def median_seconds(run: Callable[[], object], repeats: int = 9) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        with stopwatch() as watch:
-            run()
-        times.append(watch.seconds)
-    return sorted(times)[len(times) // 2]
+from tests.benchmarks._timing import compare
 
 
 class Spike(torch.autograd.Function):
@@ -90,7 +79,8 @@ def scans(device, steps: int, neurons: int) -> list[dict]:
             return node(z)
 
         peers["SpikingJelly LIFNode"] = spikingjelly
-    return _rows(name, work(own), {k: work(f) for k, f in peers.items()})
+    # tests/peers compares the numbers: snnTorch and SpikingJelly use other surrogates.
+    return [compare(name, k, work(own), work(f), None) for k, f in peers.items()]
 
 
 def training(device, mode: str, steps: int = 6, batch: int = 128) -> list[dict]:
@@ -155,19 +145,8 @@ def training(device, mode: str, steps: int = 6, batch: int = 128) -> list[dict]:
                 loss.backward()
 
         peers["SpikingJelly"] = spikingjelly_net
-    return _rows(f"{mode} gradients, MLP, T={steps}, batch {batch} on {device.type}", own, peers)
-
-
-def _rows(name: str, own: Callable, peers: dict[str, Callable]) -> list[dict]:
-    seconds = median_seconds(own)
-    rows = []
-    for peer, run in peers.items():
-        other = median_seconds(run)
-        rows.append(
-            {"name": name, "peer": peer, "seconds": seconds, "peer_seconds": other,
-             "ratio": other / seconds}
-        )  # fmt: skip
-    return rows
+    name = f"{mode} gradients, MLP, T={steps}, batch {batch} on {device.type}"
+    return [compare(name, peer, own, run, None) for peer, run in peers.items()]
 
 
 def _module(name: str):

@@ -126,7 +126,7 @@ def test_biases_of_the_standard_parametrization_learn_at_rate_one():
 
 
 def test_descent_on_the_linearized_network_is_the_closed_form():
-    """100 steps of gradient descent against (1 - eta Theta)^t, function by function."""
+    """Steps of gradient descent against (1 - eta Theta)^t, function by function."""
     model = net((4, 30, 30, 2))
     x, y, x_test = (
         torch.randn(9, 4).double(),
@@ -139,11 +139,11 @@ def test_descent_on_the_linearized_network_is_the_closed_form():
     eta = 1.5 / torch.linalg.eigvalsh(theta)[-1].item()
     loss = lambda p: 0.5 * (f_lin(p, x) - y).square().sum()
     moved = params
-    for _ in range(100):
+    for _ in range(50):
         grads = torch.func.grad(loss)(moved)
         moved = {k: p - eta * grads[k] for k, p in moved.items()}
     f0, f0_test = f(params, x), f(params, x_test)
-    keep = torch.linalg.matrix_power(torch.eye(18).double() - eta * theta, 100)
+    keep = torch.linalg.matrix_power(torch.eye(18).double() - eta * theta, 50)
     expected = y + (keep @ (f0 - y).flatten()).view(9, 2)
     assert_close(f_lin(moved, x), expected, 1e-8)
     # Test points, through the regression, whose kernel is this network's own.
@@ -262,18 +262,18 @@ def test_covariance_is_that_of_trained_random_functions(problem, gen):
 
 
 def test_wide_networks_follow_the_prediction():
-    """16 nets of width 512 after 40 steps; error over 8 seeds 0.02-0.04 of y, allowed 0.1."""
+    """6 nets of width 512 after 40 steps; error over 8 seeds 0.02-0.05 of y, allowed 0.1."""
     x, y = angles(4, 0.2).float(), torch.tensor([[1.0], [-0.5], [0.5], [-1.0]])
     make = lambda k: MLPNTK((2, 512, 512, 1), beta=0.3, gen=child(3, k))
-    fresh = Ensemble([make(k) for k in range(16)])
+    fresh = Ensemble([make(k) for k in range(6)])
     f0 = fresh(x).detach()
     mse = lambda model, b: 0.5 * (model(b[0]) - b[1]).square().mean()
     sgd = lambda p: torch.optim.SGD(p, lr=1.0)
-    trained = fit_ensemble(fresh, range(16), (x, y), mse, steps=40, optimizer=sgd)
+    trained = fit_ensemble(fresh, range(6), (x, y), mse, steps=40, optimizer=sgd)
     kernel = lambda a, b: nngp_ntk(a, b, 2, "relu", 0.3)
-    solved = NTKRegression(kernel, 1 / 4, "descent").fit(x, y.expand(-1, 16), f0[..., 0].T)
+    solved = NTKRegression(kernel, 1 / 4, "descent").fit(x, y.expand(-1, 6), f0[..., 0].T)
     predicted = solved.predict(x, 40, f0[..., 0].T).T
-    error = (trained(x)[..., 0].detach().double() - predicted).norm() / (4 * y.norm())
+    error = (trained(x)[..., 0].detach().double() - predicted).norm() / (math.sqrt(6) * y.norm())
     assert error < 0.1, f"{error:.3f}"
 
 
@@ -299,22 +299,28 @@ def test_function_space_flow_solves_the_squared_loss_too(problem):
 
 
 def test_cross_entropy_flow_follows_the_linearized_network():
-    """Many small steps of the linearized network against the function-space equation."""
+    """One gradient flow twice: Runge-Kutta steps of the parameters, and function space."""
     model = net((4, 40, 3))
     x, label = torch.randn(6, 4).double(), torch.tensor([0, 1, 2, 0, 1, 2])
     target = nn.functional.one_hot(label, 3).double()
     f, params = ntk.functional(model)
     f_lin = ntk.linearize(f, params)
     theta = empirical_ntk(model, x)
-    moved, eta, steps = params, 4e-3, 250
-    loss = lambda p: nn.functional.cross_entropy(f_lin(p, x), label, reduction="sum")
+    downhill = torch.func.grad(
+        lambda p: -nn.functional.cross_entropy(f_lin(p, x), label, reduction="sum")
+    )
+    moved, h, steps = params, 0.05, 20
     for _ in range(steps):
-        grads = torch.func.grad(loss)(moved)
-        moved = {k: p - eta * grads[k] for k, p in moved.items()}
+        k = downhill(moved)
+        total = k
+        for part, weight in ((0.5, 2), (0.5, 2), (1.0, 1)):
+            k = downhill({name: p + part * h * k[name] for name, p in moved.items()})
+            total = {name: total[name] + weight * k[name] for name in k}
+        moved = {name: p + h / 6 * total[name] for name, p in moved.items()}
     # The kernel of a finite net mixes outputs, so flatten both axes into one.
     velocity = lambda g: ntk.cross_entropy_velocity(target)(g.view(6, 3)).view(18, 1)
-    path = kernel_descent(theta.reshape(18, 18), f(params, x).view(18, 1), velocity, [eta * steps])
-    assert_close(path[-1].view(6, 3), f_lin(moved, x), 5e-3)
+    path = kernel_descent(theta.reshape(18, 18), f(params, x).view(18, 1), velocity, [h * steps])
+    assert_close(path[-1].view(6, 3), f_lin(moved, x), 1e-6)
 
 
 def test_cross_entropy_flow_keeps_the_sum_of_logits_and_lowers_the_loss(problem):

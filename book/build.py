@@ -175,8 +175,8 @@ def forget(html: Path, pages: list[str]) -> None:
             path.unlink()
 
 
-MADE = ("search", "genindex", "py-modindex")
-"""Pages that Sphinx makes by itself."""
+MADE = ("search", "genindex", "py-modindex", "404")
+"""Pages that Sphinx and our extension make without a source."""
 COLOR = re.compile(r"\x1b\[[\d;]*m")
 STEP = re.compile(r"(?P<what>[\w ]+)\.\.\. ?\[ *(?P<percent>\d+)%\]")
 

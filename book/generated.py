@@ -26,6 +26,7 @@ def fill(text: str, source: Source, report: Report, thumbnails: dict[str, str]) 
     def one(match: re.Match[str]) -> str:
         makers: dict[str, Callable[[], str]] = {
             "summary": lambda: summary(source, report),
+            "first-chapters": lambda: first_chapters(source, report, thumbnails),
             "contents": lambda: contents(source, report, thumbnails),
             "papers": lambda: papers(source, match["argument"] or ""),
             "scoreboard": lambda: scoreboard(source, report),
@@ -106,6 +107,24 @@ def contents(source: Source, report: Report, thumbnails: dict[str, str]) -> str:
     return "\n".join(blocks)
 
 
+def first_chapters(source: Source, report: Report, thumbnails: dict[str, str]) -> str:
+    """The first chapter of each of the first three parts that have one."""
+    first: dict[str, Chapter] = {}
+    for chapter in source.chapters:
+        first.setdefault(chapter.part, chapter)
+    if not first:
+        return ""
+    blocks = [
+        "## Begin with one of these",
+        "",
+        f"::::{{grid}} 1 1 {min(3, len(first))} {min(3, len(first))}",
+    ]
+    blocks += [":gutter: 3", ":padding: 0", ":class-container: itr-first", ""]
+    for chapter in list(first.values())[:3]:
+        blocks += [_card(chapter, report.get(chapter.name, {}), thumbnails), ""]
+    return "\n".join([*blocks, "::::"])
+
+
 def _card(chapter: Chapter, run: dict[str, Any], thumbnails: dict[str, str]) -> str:
     book = chapter.book
     claims = run.get("claims") or []
@@ -168,8 +187,8 @@ def scoreboard(source: Source, report: Report) -> str:
     ]
     failing = [(chapter, claim) for chapter, claim in claims if claim["holds"] is False]
     if failing:
-        rows = [[_reference(chapter), *_claim(claim)] for chapter, claim in failing]
-        lines += table(["Chapter", *CLAIM_COLUMNS], rows, "itr-claims", "18 30 18 24 10")
+        rows = [_claim(claim, chapter) for chapter, claim in failing]
+        lines += table(CLAIM_COLUMNS, rows, "itr-claims", CLAIM_WIDTHS)
     else:
         lines += ["Every claim that was measured holds."]
     for part in PARTS:
@@ -180,22 +199,26 @@ def scoreboard(source: Source, report: Report) -> str:
         for chapter in chapters:
             rows = [_claim(claim) for other, claim in claims if other.name == chapter.name]
             lines += [f"### {_reference(chapter)}", ""]
-            board = table(CLAIM_COLUMNS, rows, "itr-claims", "38 22 28 12")
+            board = table(CLAIM_COLUMNS, rows, "itr-claims", CLAIM_WIDTHS)
             lines += board if rows else ["Not measured yet."]
             lines += [""]
     return "\n".join(lines)
 
 
 CLAIM_COLUMNS = ["The paper says", "Predicted", "Measured", "Holds"]
+CLAIM_WIDTHS = "34 22 32 12"
 
 
-def _claim(claim: dict[str, Any]) -> list[str]:
-    note = f"<br>[{escape(claim['note'])}]{{.itr-note}}" if claim.get("note") else ""
+def _claim(claim: dict[str, Any], chapter: Chapter | None = None) -> list[str]:
+    """The cells of a claim's row; with a chapter, its link stands above the claim."""
+    where = f"{_reference(chapter)}<br>" if chapter else ""
+    note = f"<br>[{with_math(claim['note'])}]{{.itr-note}}" if claim.get("note") else ""
     return [
-        escape(claim["text"])
+        where
+        + with_math(claim["text"])
         + ("<br>[an exact identity]{.itr-note}" if claim.get("exact") else ""),
-        escape(claim.get("paper") or ""),
-        escape(claim.get("measured") or "") + note,
+        with_math(claim.get("paper") or ""),
+        with_math(claim.get("measured") or "") + note,
         VERDICTS[claim["holds"]],
     ]
 
@@ -265,3 +288,14 @@ def table(
 def escape(text: str) -> str:
     """Plain text as Markdown that shows it literally."""
     return re.sub(r"([\\`*_\[\]{}$#|])", r"\\\1", html.escape(str(text), quote=False))
+
+
+def with_math(text: str) -> str:
+    """Like `escape`, but what a claim marks as mathematics, `$...$`, stays mathematics."""
+    from lib.core.claims import MATH
+
+    text, pieces, end = str(text), [], 0
+    for match in MATH.finditer(text):
+        pieces += [escape(text[end : match.start()]), "{math}`", match["tex"], "`"]
+        end = match.end()
+    return "".join([*pieces, escape(text[end:])])

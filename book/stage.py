@@ -98,6 +98,7 @@ def chapter_page(
                 f"python -m book run {chapter.name}"
             )
         cells += _code(source, cell, result, pictures, f"{chapter.name}: cell {index}")
+    cells = _one_setup(cells)
     for number, cell in enumerate(cells):
         cell["id"] = f"c{number}"
     notebook = {
@@ -116,19 +117,38 @@ def chapter_page(
 def _opening(source: Source, chapter: Chapter, text: str, run: dict[str, Any]) -> list[Cell]:
     """Title and first paragraph, then the card, then the rest of the opening cell.
 
-    The card cites the paper, so the sentence that cites it in the notebook goes.
+    The card cites the paper and says what to know before, so the sentences that do so go.
     """
     blocks = text.strip().split("\n\n")
     lead = 2 if blocks[0].startswith("# ") and len(blocks) > 1 else 1
     number = re.escape(str((chapter.book.get("paper") or {}).get("arxiv")))
     cited = re.compile(rf"^[^\n]*\(https://arxiv\.org/abs/{number}\)[.,;]?\s*")
-    rest = "\n\n".join(filter(None, (cited.sub("", block) for block in blocks[lead:])))
-    parts = ["\n\n".join(blocks[:lead]), card(source, chapter, run), rest]
+    rest = [cited.sub("", block).strip() for block in blocks[lead:]]
+    known = next((found for block in rest if (found := KNOWN.fullmatch(block))), None)
+    if known:
+        rest.remove(known[0])
+    parts = [
+        "\n\n".join(blocks[:lead]),
+        card(source, chapter, run, " ".join(known["what"].split()) if known else ""),
+        "\n\n".join(filter(None, rest)),
+    ]
     return [_markdown(part) for part in parts if part]
 
 
-def card(source: Source, chapter: Chapter, run: dict[str, Any]) -> str:
-    """What a reader wants to know first: paper, what is needed, how long, where to run it."""
+KNOWN = re.compile(
+    r"(?:(?:What )?(?:to|you should) (?:know|read) (?:before|first)|you (?:will )?need|needed)\b:? "
+    r"(?P<what>.+?)\.?",
+    re.I | re.S,
+)
+"""The paragraph of the opening that says what a reader should know."""
+
+
+def card(source: Source, chapter: Chapter, run: dict[str, Any], known: str = "") -> str:
+    """What a reader wants to know first: paper, what is needed, how long, where to run it.
+
+    `known` is the chapter's own sentence about what is needed; it takes the place of the concepts
+    in `needs`, of which only the chapters are listed then.
+    """
     book = chapter.book
     paper = book.get("paper", {})
     venue = " ".join(str(paper[key]) for key in ("venue", "year") if paper.get(key))
@@ -140,8 +160,11 @@ def card(source: Source, chapter: Chapter, run: dict[str, Any]) -> str:
         reference += f" {{cite}}`{paper['key']}`"
     rows = [("Paper", reference)]
     for key, name in (("needs", "You need"), ("gives", "You get")):
-        if book.get(key):
-            rows.append((name, " · ".join(_concept(source, chapter, item) for item in book[key])))
+        items = [_concept(source, chapter, item) for item in book.get(key) or []]
+        if key == "needs" and known:
+            items = [known, *(item for item in items if item.startswith("["))]
+        if items:
+            rows.append((name, " · ".join(items)))
     time = [f"{book['minutes']} minutes to read"] if book.get("minutes") else []
     if run.get("seconds") is not None:
         scale = "" if run.get("scale", "small") == "small" else f" at {run['scale']} scale"
@@ -235,7 +258,7 @@ def _code(
         fold = _fold(code, tags, result.get("outputs", []))
     mystnb = {}
     if fold:
-        tags.append("hide-input")
+        tags.append("hide-cell" if fold.startswith("the set-up") else "hide-input")
         mystnb = {"code_prompt_show": f"Show {fold}", "code_prompt_hide": f"Hide {fold}"}
     metadata: dict[str, Any] = {"tags": list(dict.fromkeys(tags))} if tags else {}
     if mystnb:
@@ -256,11 +279,13 @@ LONG = 20
 def _fold(code: str, tags: list[str], outputs: list[Output]) -> str | None:
     """What to call the code of this cell when it is folded; None where it stays in view."""
     if "parameters" in tags:
-        return "the parameters"
-    if {"show-input", "hide-input", "remove-input"} & set(tags):
+        return "the set-up: parameters"
+    if "remove-input" in tags:
         return None
-    if outputs and re.search(r"^SETTINGS\b", code, re.M):
-        return "the imports and the settings"
+    if SETTINGS.search(code) and "show-input" not in tags:
+        return "the set-up: imports and settings"
+    if {"show-input", "hide-input"} & set(tags):
+        return None
     shown = {key for output in outputs for key in output.get("metadata", {})}
     if code.count("\n") + 1 >= LONG:
         if "figure" in shown:
@@ -268,6 +293,27 @@ def _fold(code: str, tags: list[str], outputs: list[Output]) -> str | None:
         if "claims" in shown:
             return "how the claims are measured"
     return None
+
+
+SETTINGS = re.compile(r"^SETTINGS\b.*=", re.M)
+
+
+def _one_setup(cells: list[Cell]) -> list[Cell]:
+    """Parameters and settings in one folded cell: the page begins with the question."""
+    made: list[Cell] = []
+    for cell in cells:
+        last = made[-1] if made else {"metadata": {}}
+        if "parameters" in tags_of(last) and "hide-cell" in tags_of(cell):
+            prompt = "the set-up: parameters, imports and settings"
+            mystnb = {"code_prompt_show": f"Show {prompt}", "code_prompt_hide": f"Hide {prompt}"}
+            made[-1] = {
+                **cell,
+                "metadata": {"tags": ["hide-cell"], "mystnb": mystnb},
+                "source": f"{last['source']}\n\n{cell['source']}",
+            }
+        else:
+            made.append(cell)
+    return made
 
 
 def stub(code: str) -> str:

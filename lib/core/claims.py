@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import html
+import json
+import re
 from typing import Any
 
 from lib.core.plots.bundle import loader
+
+MATH = re.compile(r"(?<![\\\w$])\$(?! )(?P<tex>[^$]+?)(?<! )\$(?![\w$])")
+"""Inline mathematics in a claim: ``$...$``, no space inside the dollars, no letter right outside.
+"It costs $5 or $6" therefore holds none."""
+MATHJAX = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml.js"
 
 _WORDS = {True: ("yes", "✓"), False: ("no", "✗"), None: ("reported", "–")}
 
@@ -13,6 +20,7 @@ _WORDS = {True: ("yes", "✓"), False: ("no", "✗"), None: ("reported", "–")}
 class Claims:
     """A chapter's claims, in the order in which they were added; displays itself as a table.
 
+    Texts may hold inline mathematics, ``$\\Theta$``; it is set in the table and on the scoreboard.
     ``rows`` holds them as plain dictionaries; the output's metadata carries the same under
     ``"claims"``, where the book's scoreboard finds them.
     """
@@ -33,7 +41,7 @@ class Claims:
         """Add one claim.
 
         Args:
-            text: what the paper says, in one sentence.
+            text: what the paper says, in one sentence; ``$...$`` in it is mathematics.
             paper: the predicted value or law, with units.
             measured: what this run gave, with its spread.
             holds: a comparison made in this run (bool, or a zero-dimensional NumPy or torch
@@ -81,13 +89,13 @@ class Claims:
             kind = {True: "yes", False: "no", None: "open"}[row["holds"]]
             note, exact = row["note"] or "", "an exact identity" if row["exact"] else ""
             cells = (
-                ("predicted", "", html.escape(row["paper"])),
-                ("measured here", "", html.escape(row["measured"]) + _remark(note)),
+                ("predicted", "", _set(row["paper"])),
+                ("measured here", "", _set(row["measured"]) + _remark(note)),
                 ("holds", f"itr-{kind}", f'<span aria-hidden="true">{sign}</span> {word}'),
             )
             body.append(
                 '<tr role="row"><th scope="row" role="rowheader">'
-                f"{html.escape(row['text'])}{_remark(exact)}</th>"
+                f"{_set(row['text'])}{_remark(exact)}</th>"
                 + "".join(
                     f'<td role="cell" data-label="{label}" class="{css}">{content}</td>'
                     for label, css, content in cells
@@ -100,16 +108,46 @@ class Claims:
         # otherwise take the table's meaning away.
         heads = ("The paper says", "Predicted", "Measured here", "Holds")
         head = "".join(f'<th scope="col" role="columnheader">{text}</th>' for text in heads)
+        rows = "".join(body)
         return (
             f'<div class="itr-scroll"><table class="itr-claims" role="table">'
             f"<caption>{caption}</caption>"
             f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
-            f'<tbody role="rowgroup">{"".join(body)}</tbody></table></div>' + loader(script=False)
+            f'<tbody role="rowgroup">{rows}</tbody></table></div>'
+            + loader(script=False)
+            + (_TYPESET if 'class="math' in rows else "")
         )
 
 
 def _remark(text: str) -> str:
-    return f'<span class="itr-note">{html.escape(text)}</span>' if text else ""
+    return f'<span class="itr-note">{_set(text)}</span>' if text else ""
+
+
+def _set(text: str) -> str:
+    """Text as HTML; mathematics in the element that MathJax looks for on a page of the book."""
+    pieces, end = [], 0
+    for match in MATH.finditer(text):
+        tex = html.escape(match["tex"])
+        pieces.append(html.escape(text[end : match.start()]))
+        pieces.append(f'<span class="math notranslate nohighlight">\\({tex}\\)</span>')
+        end = match.end()
+    return "".join([*pieces, html.escape(text[end:])])
+
+
+# JupyterLab sets mathematics in an output by itself. Colab and VS Code do not: there MathJax is
+# fetched, and looks at these elements only. The press takes the script out like every loader.
+_CONFIG = {
+    "options": {"ignoreHtmlClass": ".*", "processHtmlClass": "math"},
+    "tex": {"inlineMath": [["\\(", "\\)"]]},
+}
+_TYPESET = (
+    '<script data-itr="loader">'
+    'if(!window.MathJax&&!("jpThemeLight" in document.body.dataset)){'
+    f"window.MathJax={json.dumps(_CONFIG)};"
+    'const s=document.createElement("script");'
+    f's.src="{MATHJAX}";document.head.append(s)}}else if(window.MathJax&&MathJax.typesetPromise)'
+    'MathJax.typesetPromise(document.querySelectorAll(".itr-claims .math"))</script>'
+)
 
 
 def _text(name: str, value: Any) -> str:

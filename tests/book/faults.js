@@ -153,5 +153,12 @@
     return false;
   };
 
-  window.faults = { illegible, unset, charts, undescribed, sideways };
+  /* Listings whose longest line does not fit. */
+  const narrow = () => [...document.querySelectorAll("main div.highlight pre")]
+    .filter((pre) => pre.clientWidth && pre.scrollWidth > pre.clientWidth + 1)
+    .map((pre) => [pre, pre.textContent.split("\n").reduce((a, b) => (b.length > a.length ? b : a))])
+    .filter(([, line]) => line.length <= 100)
+    .map(([pre, line]) => `a listing scrolls, ${pre.scrollWidth} > ${pre.clientWidth}: ${line.length} characters, "${short(line)}"`);
+
+  window.faults = { illegible, unset, charts, undescribed, sideways, narrow };
 })();

@@ -69,9 +69,14 @@ def kernel(x: Float[Tensor, "n d"], *, scale: float = 0.5) -> Float[Tensor, "n"]
     return x / 2
 
 
+def twice(x: Twice) -> Kernel:
+    """A type of which there are two."""
+
+
 def _private() -> None:
     """Not for readers."""
 '''
+TWICE = '"""Another module."""\n\n\nclass Twice:\n    """One of two classes of this name."""\n'
 BOOK = {
     "title": "Very wide networks learn like kernels",
     "part": PART,
@@ -101,6 +106,9 @@ def project(root: Path) -> Source:
     module = root / "lib" / PART / f"{SLUG}.py"
     module.parent.mkdir(parents=True)
     module.write_text(MODULE)
+    for name in ("one", "two"):
+        (root / "lib" / "models").mkdir(exist_ok=True)
+        (root / "lib" / "models" / f"{name}.py").write_text(TWICE)
     test = root / "tests" / PART / f"test_{SLUG}.py"
     test.parent.mkdir(parents=True)
     test.write_text("def test_nothing():\n    pass\n")
@@ -206,7 +214,7 @@ def claims() -> Claims:
     )
     table.add(
         "Movement falls as one over the root of the width",
-        paper="slope -1/2",
+        paper="slope $-\\tfrac{1}{2}$",
         measured="-0.52 (-0.55 to -0.49), 8 seeds",
         holds=True,
     )

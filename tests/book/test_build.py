@@ -44,6 +44,8 @@ def test_every_page_is_there_and_holds_what_it_should(site, project):
     assert 'id="claims"' in chapter and "charts.js" in chapter
     board = (site / "scoreboard.html").read_text("utf-8")
     assert "The frozen kernel wins on every task" in board and "✗ no" in board
+    half = r'<span class="math notranslate nohighlight">\(-\tfrac{1}{2}\)</span>'
+    assert half in board and half in chapter
     assert "23.4 s" in (site / "run_times.html").read_text("utf-8")
     assert "Hongler" in (site / "bibliography.html").read_text("utf-8")
     assert "lib.width.ntk.kernel" in (site / "reference/lib.width.ntk.html").read_text("utf-8")
@@ -67,6 +69,37 @@ def test_no_solution_is_anywhere_in_the_site(site):
             and "mathjax" not in path.parts
         ):
             assert sample.SOLUTION not in path.read_text("utf-8", errors="ignore"), path
+
+
+def test_the_front_page_shows_where_to_begin(site, project, runs):
+    front = (site / "index.html").read_text("utf-8")
+    assert "Begin with one of these" in front and "chapters/width/ntk.html" in front
+    assert "thumbnails" in generated.first_chapters(
+        project, runs, {"width/ntk": "thumbnails/a.svg"}
+    )
+
+
+def test_a_name_that_two_modules_use_links_to_neither(site):
+    """Sphinx would warn, and the book would not build."""
+    page = (site / "reference/lib.width.ntk.html").read_text("utf-8")
+    assert "Twice" in page and not re.search(r"<a [^>]*><span class=.pre.>Twice", page)
+    assert re.search(r'<a [^>]*lib.width.ntk.Kernel"[^>]*><span class="pre">Kernel', page)
+
+
+def test_search_leaves_out_what_every_chapter_has(site):
+    text = (site / "searchindex.js").read_text("utf-8")
+    index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
+    page = index["docnames"].index("chapters/width/ntk")
+
+    def pages(word: str) -> list[int]:
+        found = index["terms"].get(word, [])
+        return found if isinstance(found, list) else [found]
+
+    assert page in pages("landscap")  # the text
+    assert page not in pages("colab") and page not in pages("github")
+    assert page not in pages("10_000")  # the settings
+    assert "search.js" in (site / "search.html").read_text("utf-8")
+    assert "search.js" not in (site / "index.html").read_text("utf-8")
 
 
 def test_a_second_build_reads_nothing_again(site, project):
@@ -147,9 +180,19 @@ def test_claims_are_counted_as_they_are(project, runs):
 
 
 def test_claims_are_shown_literally(project, runs):
-    runs["width/ntk"]["claims"][0] |= {"text": "n_1 * n_2 <b> $x$ `y` | z", "paper": "[a](b)"}
+    runs["width/ntk"]["claims"][0] |= {"text": "n_1 * n_2 <b> $ x $ `y` | z", "paper": "[a](b)"}
     board = generated.scoreboard(project, runs)
-    assert r"n\_1 \* n\_2 &lt;b&gt; \$x\$ \`y\` \| z" in board and r"\[a\](b)" in board
+    assert r"n\_1 \* n\_2 &lt;b&gt; \$ x \$ \`y\` \| z" in board and r"\[a\](b)" in board
+
+
+def test_mathematics_in_claims_is_set(project, runs):
+    claim = {"text": r"At $n_l < \infty$ it costs $5 or $6", "paper": r"$a_1$–$a_2$", "holds": True}
+    claim |= {"measured": "3_4", "note": r"where $x*y$"}
+    runs["width/ntk"]["claims"][0] = claim
+    board = generated.scoreboard(project, runs)
+    assert r"At {math}`n_l < \infty` it costs \$5 or \$6" in board
+    assert "{math}`a_1`–{math}`a_2`" in board
+    assert r"3\_4<br>[where {math}`x*y`]{.itr-note}" in board
 
 
 def test_part_openings_list_every_paper_and_link_the_finished(project):

@@ -49,8 +49,45 @@ def test_plumbing_is_not_on_the_page(page):
     assert "widget-state" not in whole and "widget-view" not in whole
     assert "papermill" not in whole and "start_time" not in whole
     assert "a warning from elsewhere" not in whole
-    (parameters,) = cells(page, 'scale = "small"')
-    assert "hide-input" in parameters["metadata"]["tags"]
+
+
+def test_the_set_up_is_one_folded_cell_before_the_question(page):
+    (setup,) = cells(page, 'scale = "small"')
+    assert setup["metadata"]["tags"] == ["hide-cell"]  # code and table
+    assert "SETTINGS = {" in setup["source"]
+    assert setup["metadata"]["mystnb"]["code_prompt_show"] == (
+        "Show the set-up: parameters, imports and settings"
+    )
+    place = page["cells"].index(setup)
+    assert [cell["cell_type"] for cell in page["cells"][:place]] == ["markdown"] * place
+    assert page["cells"][place + 1]["source"].startswith("## ")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("To know before: the chain rule, *spectra*.", "the chain rule, *spectra*"),
+        (
+            "You need linear regression, and what\nqueries are.",
+            "linear regression, and what queries are",
+        ),
+        ("Nothing at all is promised.", "linear algebra · gradient descent"),
+    ],
+)
+def test_the_card_says_what_to_know(project, result, tmp_path, sentence, shown):
+    chapter = copy.deepcopy(project.chapters[0].notebook)
+    opening = chapter["cells"][0]
+    lead = "\n\n".join(opening["source"].split("\n\n")[:2])
+    cite = "The paper: J., *T*, [arXiv 1806.07572](https://arxiv.org/abs/1806.07572)."
+    opening["source"] = f"{lead}\n\n{cite} {sentence}"
+    path = tmp_path / "ntk.ipynb"
+    path.write_text(json.dumps(chapter))
+    chapter_page(project, Chapter("width", "ntk", path), result, RUN, Stage(tmp_path / "s"))
+    page = json.loads((tmp_path / "s/chapters/width/ntk.ipynb").read_text("utf-8"))
+    (card,) = cells(page, ":::{div} itr-card")
+    assert f"[You need]{{.itr-card-name}} {shown}\n" in card["source"]
+    assert ("Nothing at all" in text(page)) == ("Nothing" in sentence)
+    assert "The paper: J." not in text(page)
 
 
 def test_no_solution_and_no_output_of_an_exercise(page):

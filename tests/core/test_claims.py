@@ -68,6 +68,20 @@ def test_the_table_is_told_in_words_and_scoped():
     assert "1 of 2 claims hold in this run." in html
 
 
+def test_mathematics_is_marked_for_the_page_and_the_notebook():
+    claims = Claims()
+    claims.add(
+        r"$\Theta$ costs $5 or $6.", paper="$a<b$", measured="3", holds=True, note="$x_1$–$x_2$"
+    )
+    html = claims._repr_mimebundle_()[0]["text/html"]
+    assert r'<span class="math notranslate nohighlight">\(\Theta\)</span> costs $5 or $6.' in html
+    assert r"\(a&lt;b\)" in html and r"\(x_1\)</span>–<span" in html
+    script = html.index("<script")
+    assert html[script:].startswith('<script data-itr="loader">'), "the press takes it out"
+    assert "<script" not in some()._repr_mimebundle_()[0]["text/html"]
+    assert r"$\Theta$ costs $5 or $6." in str(claims)
+
+
 def test_text_alternative():
     text = some()._repr_mimebundle_()[0]["text/plain"]
     assert "Slope is <-1/2>.\n  predicted: -0.5\n  measured here: -0.2\n  holds: no" in text

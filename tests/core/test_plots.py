@@ -205,12 +205,33 @@ def lab(rgb):
 PAGES = [(0, "#ffffff"), (1, "#121212"), (1, "#14181e")]
 
 
+TEXT = ("ink", "muted", "yes", "no")
+
+
+# Cells of Colab, JupyterLab and VS Code: their grounds, and rows of tables where the pointer is.
+@pytest.mark.parametrize(
+    ("mode", "page"),
+    [
+        (0, "#f5f5f5"),
+        (0, "#eeeeee"),
+        (0, "#e1f5fe"),
+        (1, "#111111"),
+        (1, "#1e1e1e"),
+        (1, "#383838"),
+    ],
+)
+def test_words_are_legible_in_every_notebook(mode, page):
+    for name in TEXT:
+        color = plots.theme.TOKENS[name][mode]
+        assert contrast(color, page) >= 4.5, f"{name} {color} on {page}"
+
+
 @pytest.mark.parametrize(("mode", "page"), PAGES)
 def test_marks_stand_out_from_the_page(mode, page):
     for name, pair in plots.theme.TOKENS.items():
         if name == "grid":
             continue
-        least = 4.5 if name in ("ink", "muted") else 3.0
+        least = 4.5 if name in TEXT else 3.0
         assert contrast(pair[mode], page) >= least, f"{name} {pair[mode]} on {page}"
     for color in plots.RAMP:
         assert contrast(color, page) >= 3.0, f"{color} on {page}"

@@ -21,6 +21,9 @@ TOKENS = {
     "muted": ("#59636e", "#a3adb8"),
     "axis": ("#8a939d", "#7d8792"),
     "grid": ("#e4e7eb", "#2b323b"),
+    # Verdicts: text, also on the grays of Colab's and JupyterLab's cells, down to #383838.
+    "yes": ("#00734a", "#3ddc84"),
+    "no": ("#b03e00", "#f5a15e"),
     # Six categories. Under normal vision and each form of color blindness, any two are at least
     # 15 apart in CIE Lab (tests/core/test_plots.py measures this).
     "c1": ("#0072b2", "#56b4e9"),

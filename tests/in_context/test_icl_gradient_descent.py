@@ -259,6 +259,22 @@ def test_tuned_rates(gen):
     assert tune_gd(1, lam, gdpp=True).mse == pytest.approx(one.mse)
 
 
+def test_few_nodes_stand_for_the_whole_spectrum(gen):
+    lam = sample_spectrum(200, 6, 4, gen=gen).double()
+    for options in ({"steps": 3}, {"steps": 3, "gdpp": True}, {"steps": 2, "shared": False}):
+        best = tune_gd(spectrum=lam, **options)
+
+        def risk(factor, best=best, steps=options["steps"]):
+            eta = [factor * e for e in best.eta]
+            return residual_factor(lam, eta, best.gamma, steps).square().sum(-1).mean() / 3
+
+        assert_close(best.mse, risk(1.0), 1e-12)
+        # The best on the nodes is the best on all eigenvalues: the slope is zero there.
+        assert abs(risk(1 + 1e-4) - risk(1 - 1e-4)) < 1e-8 * risk(1.0)
+    # One eigenvalue: fewer nodes than asked for, and no error is left.
+    assert tune_gd(2, torch.full((3, 2), 0.5)).mse < 1e-12
+
+
 def test_the_spectral_error_is_the_measured_one(gen):
     tokens, target = sample_regression(20_000, 10, 10, gen=gen)
     best = tune_gd(2, sample_spectrum(1000, 10, 10, gen=gen), gdpp=True)
@@ -431,11 +447,12 @@ def test_mlps_between_lsa_layers_train(gen):
         model,
         lambda step: sample_sines(64, 10, gen=child(0, "waves", step)),
         lambda m, b: (m(b[0])[:, -1, 0] - b[1]).square().mean() / b[1].square().mean(),
-        steps=150,
-        optimizer=lambda p: torch.optim.Adam(p, lr=5e-3),
+        steps=100,
+        optimizer=lambda p: torch.optim.Adam(p, lr=1e-2),
         clip=1.0,
-        log=range(150),
+        log=range(100),
     ).frame()
+    # Seen for seeds 0 to 2: 0.74 to 0.78 at the end.
     assert history.loss[-20:].mean() < 0.95 < history.loss[:5].mean()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,8 @@ def tune_gd(
 
     For ``W ~ N(0, I)`` and a query of covariance ``input_range^2 / 3``, the mean squared error is
     ``input_range^2 / 3`` times the mean of ``sum_i r(lam_i)^2``. No task has to be solved: the
-    error over all teachers and queries is known exactly, only the contexts are a sample.
+    error over all teachers and queries is known exactly, only the contexts are a sample. And
+    ``r^2`` is a polynomial, so a few Gauss nodes stand for all eigenvalues: ``steps + 1`` for GD.
 
     Args:
         gdpp: tune ``gamma`` as well, instead of leaving it at zero.
@@ -127,9 +129,13 @@ def tune_gd(
 
     Raises:
         ValueError: ``steps`` is not positive.
+        FloatingPointError: every search diverged (seen with free rates and many steps of GD++).
     """
     positive(steps=steps, input_range=input_range)
-    lam = spectrum.double()
+    # r has degree steps, or 1 + 3 + 9 + ... for GD++; m nodes are exact below degree 2m. Five steps
+    # of GD++ would need 122; 64 are enough to find the rates.
+    degree = (3**steps - 1) // 2 if gdpp else steps
+    lam, weight = _gauss_nodes(spectrum.double().flatten(), min(degree + 1, 64))
     free = 1 if shared else steps
 
     def rates(theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,10 +144,10 @@ def tune_gd(
 
     def risk(theta: Tensor) -> Tensor:
         left = residual_factor(lam, *rates(theta), steps)
-        return input_range**2 / 3 * left.square().sum(-1).mean()
+        return input_range**2 / 3 * spectrum.shape[-1] * (weight @ left.square())
 
     best = None
-    scale = lam.square().sum() / lam.pow(3).sum()  # about 1 / (largest eigenvalue)
+    scale = (weight @ lam.square()) / (weight @ lam.pow(3))  # about 1 / (largest eigenvalue)
     # Equal rates are a saddle of the problem with free rates, so they start fanned out; from
     # several places, because GD++ has more than one valley.
     fan = (torch.linspace(0.6, 1.8, free) if free > 1 else torch.ones(1)).double()
@@ -158,10 +164,13 @@ def tune_gd(
 
         optimizer.step(closure)
         found = float(risk(theta).detach())
-        if best is None or found < best[0]:
+        if math.isfinite(found) and (best is None or found < best[0]):
             best = found, theta.detach()
-    mse, theta = best
-    eta, gamma = rates(theta)
+    if best is None:
+        raise FloatingPointError(f"steps={steps}: no search for the rates ended at a finite error")
+    eta, gamma = rates(best[1])
+    left = residual_factor(spectrum.double(), eta, gamma, steps)
+    mse = float(input_range**2 / 3 * left.square().sum(-1).mean())
     return Tuned(tuple(eta.tolist()), tuple(gamma.tolist()), mse)
 
 
@@ -175,6 +184,36 @@ def one_step_mse(eta: float, n: int, d: int, input_range: float = 1.0) -> float:
     a2 = input_range**2
     c = 1 / 9 + (1 / 5 + (d - 1) / 9 - 1 / 9) / n
     return d * a2 / 3 * (1 - 2 / 3 * eta * a2 + c * (eta * a2) ** 2)
+
+
+def _gauss_nodes(
+    lam: Float[Tensor, " n"], count: int
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """At most ``count`` nodes and weights with the mean of ``f(lam)``, for ``f`` a polynomial.
+
+    Exact below degree ``2 count``. Lanczos on the diagonal matrix of ``lam``, from the vector of
+    ones: the eigenvalues of the tridiagonal matrix are the nodes, the squares of the first entries
+    of its eigenvectors the weights (Golub and Welsch).
+    """
+    basis = lam.new_empty(count, len(lam))
+    basis[0] = len(lam) ** -0.5
+    diagonal, beside = [], []
+    for k in range(count):
+        v = lam * basis[k]
+        diagonal.append(v @ basis[k])
+        for _ in range(2):  # once is not enough for orthogonality to rounding
+            v -= (basis[: k + 1] @ v) @ basis[: k + 1]
+        norm = v.norm()
+        if k + 1 == count or norm < 1e-10 * lam.abs().max():  # no more different values
+            break
+        beside.append(norm)
+        basis[k + 1] = v / norm
+    matrix = torch.diag(torch.stack(diagonal))
+    if beside:
+        off = torch.stack(beside)
+        matrix = matrix + torch.diag(off, 1) + torch.diag(off, -1)
+    nodes, vectors = torch.linalg.eigh(matrix)
+    return nodes, vectors[0].square()
 
 
 def _per_step(name: str, value: Rates, steps: int) -> list:

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from book.source import text_of
+from book.source import python_of, text_of
 
 FORMAT = 1
 """Part of every key. Raise it when the press changes what an executed chapter looks like."""
@@ -169,11 +169,7 @@ class Library:
 
 def imports_of_cell(text: str) -> list[str]:
     """Names that a cell imports; lines that only IPython understands are left out."""
-    lines = text.splitlines()
-    if lines and lines[0].lstrip().startswith("%%"):
-        lines = lines[1:]
-    python = [re.sub(r"^(\s*)[%!?].*$", r"\1pass", line) for line in lines]
-    return list(imports_of("\n".join(python)))
+    return list(imports_of(python_of(text)))
 
 
 def imports_of(text: str, package: str = "") -> Iterator[str]:

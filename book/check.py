@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from book import report
+from book import prerequisites, readers, report
 from book.errors import BookError, nearest
-from book.source import PARTS, Chapter, Source, SourceError, tags_of, text_of
+from book.prerequisites import Prerequisites
+from book.source import PARTS, Chapter, Source, SourceError, python_of, tags_of, text_of
 from book.stage import stub
 
 SECONDS, MEGABYTES = 45, 2000
@@ -75,10 +76,14 @@ def check(source: Source, chapters: list[Chapter] | None = None) -> list[Finding
     """Every finding in these chapters; in the whole book, if None."""
     runs = report.read(source.root / "_build" / "report.json")
     keys = citation_keys(source)
-    findings = [] if chapters is not None else list(_book(source, keys))
+    needs = Prerequisites(source, [c for c in source.all_chapters if _is_read(c)])
+    findings = [] if chapters is not None else list(_book(source, keys, needs))
     for chapter in source.all_chapters if chapters is None else chapters:
         try:
             findings += _Chapter(source, chapter, keys).findings(runs.get(chapter.name))
+            file = chapter.path.relative_to(source.root).as_posix()
+            mine = [unmet for unmet in needs.unmet if unmet.chapter == chapter.name]
+            findings += [Finding(file, None, unmet.what, unmet.mend) for unmet in mine]
         except SourceError as error:
             file = chapter.path.relative_to(source.root).as_posix()
             findings.append(Finding(file, None, str(error), "save it from Jupyter again"))
@@ -98,7 +103,15 @@ def citation_keys(source: Source) -> list[str]:
 # The book as a whole
 
 
-def _book(source: Source, keys: list[str]) -> Iterator[Finding]:
+def _is_read(chapter: Chapter) -> bool:
+    """Whether the notebook is one; if not, that is a finding of its own."""
+    try:
+        return isinstance(chapter.book, dict)
+    except SourceError:
+        return False
+
+
+def _book(source: Source, keys: list[str], needs: Prerequisites) -> Iterator[Finding]:
     for name in source.toc_files:
         folder = "" if name.startswith("chapters/") else "book/pages/"
         if not any((source.root / f"{folder}{name}{end}").is_file() for end in (".md", ".ipynb")):
@@ -117,6 +130,10 @@ def _book(source: Source, keys: list[str]) -> Iterator[Finding]:
             yield Finding(
                 "book/references.bib", None, f"key {key} stands {count} times", "keep one"
             )
+    for concept in prerequisites.twice(needs.background):
+        yield Finding(prerequisites.FILE, None, f"{concept!r} stands there twice", "keep one")
+    for what, mend in readers.faults(readers.readers(source.root), source, needs):
+        yield Finding(readers.FILE, None, what, mend)
     chapters = {chapter.name for chapter in source.all_chapters}
     known = {f"{paper.part}/{paper.slug}" for paper in source.papers}
     for part in PARTS:
@@ -166,10 +183,8 @@ class _Chapter:
 
     def parse(self) -> Iterator[Finding]:
         for index, cell in self.code:
-            # IPython's own lines are not Python; `pass` keeps an indented block whole.
-            code = re.sub(r"^([ \t]*)[%!].*$", r"\1pass", text_of(cell), flags=re.M)
             try:
-                self.trees[index] = ast.parse(code)
+                self.trees[index] = ast.parse(python_of(text_of(cell)))
             except SyntaxError as error:
                 yield self.find(index, f"not Python (line {error.lineno}: {error.msg})", "mend it")
 

@@ -6,8 +6,10 @@ runs nothing, so that every verb of the press may use it.
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import yaml
 
 from book.errors import BookError
+from book.prerequisites import Prerequisites
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,7 +90,7 @@ class Source:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return _yaml(self.root / "_config.yml")
+        return read_yaml(self.root / "_config.yml")
 
     @property
     def address(self) -> str:
@@ -96,6 +99,14 @@ class Source:
             return self.config["repository"]["url"].rstrip("/")
         except (KeyError, TypeError, AttributeError):
             raise SourceError("_config.yml: repository.url is missing") from None
+
+    @property
+    def site(self) -> str:
+        """Where the printed book lives, with a slash at the end."""
+        address = (self.config.get("html") or {}).get("baseurl")
+        if not isinstance(address, str) or not address.startswith("https://"):
+            raise SourceError("_config.yml: html.baseurl is missing; give the site's https address")
+        return address.rstrip("/") + "/"
 
     @property
     def branch(self) -> str:
@@ -122,13 +133,13 @@ class Source:
             "import sys\n"
             "\n"
             'if "google.colab" in sys.modules:'
-            "  # on Colab this installs `lib`; elsewhere it does nothing\n"
+            "  # installs `lib` on Colab, and only there\n"
             f'    %pip install -q "git+{self.address}"'
         )
 
     @cached_property
     def toc(self) -> dict[str, Any]:
-        return _yaml(self.root / "_toc.yml")
+        return read_yaml(self.root / "_toc.yml")
 
     @cached_property
     def toc_files(self) -> list[str]:
@@ -178,6 +189,11 @@ class Source:
         listed = set(self.toc_files)
         return [chapter for chapter in self.all_chapters if chapter.docname in listed]
 
+    @cached_property
+    def prerequisites(self) -> Prerequisites:
+        """Which printed chapter to read before which."""
+        return Prerequisites(self, self.chapters)
+
 
 def text_of(cell: dict[str, Any]) -> str:
     """A cell's source as one string."""
@@ -185,11 +201,29 @@ def text_of(cell: dict[str, Any]) -> str:
     return source if isinstance(source, str) else "".join(source)
 
 
+def python_of(code: str) -> str:
+    """A code cell without the lines that only IPython understands; each becomes `pass`.
+
+    What is Python already stays as it is: a long expression may go on with a line of `% 2` or
+    `!= 0`. `pass` keeps an indented block whole.
+    """
+    try:
+        ast.parse(code)
+        return code
+    except (SyntaxError, ValueError):
+        pass
+    lines = code.splitlines()
+    if lines and lines[0].lstrip().startswith("%%"):
+        lines[0] = "pass"
+    return "\n".join(re.sub(r"^(\s*)[%!?].*$", r"\1pass", line) for line in lines)
+
+
 def tags_of(cell: dict[str, Any]) -> list[str]:
     return cell.get("metadata", {}).get("tags", [])
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file, or the error that says what is wrong with it."""
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:

@@ -36,6 +36,15 @@ def test_a_whole_chapter_has_no_findings(project):
     assert check.check(project) == []
 
 
+def test_a_line_that_goes_on_with_an_operator_is_not_taken_for_a_magic(project):
+    def continued(notebook):
+        cell = find(notebook, "import sys")
+        later = notebook["cells"][notebook["cells"].index(cell) + 1]
+        later["source"] += "\nodd = [\n    n\n    for n in range(9)\n    if n\n    % 2\n    != 0\n]"
+
+    assert edit(project, continued) == []
+
+
 # What is done to the notebook, and what the one line says about it.
 WRONG = {
     "no title": (lambda n: n["cells"][0].update(source="Hello"), "does not open with a title"),

@@ -1,0 +1,327 @@
+"""One way of training for the dense network, its tickets and their controls: many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lib.core.ensemble import Ensemble, fit_ensemble
+from lib.core.fitting import evaluate, fit
+from lib.core.masks import Mask, Masked, Params, apply_mask, density, plain_name
+from lib.core.seeds import batch_indices
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Start:
+    """What a training starts from: a mask, the values under it, and the order of the batches.
+
+    ``init_state`` holds all parameters and buffers by name, zeros where the mask prunes. A start
+    that rewinds to a later step also carries the optimizer's state at that ``step``.
+    """
+
+    mask: Mask
+    init_state: Params
+    seed: int
+    round: int = 0
+    step: int = 0
+    optimizer: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def remaining(self) -> float:
+        """Share of the prunable weights that is left, 0 to 1."""
+        return density(self.mask)
+
+    def pruned(self, mask: Mask, round: int) -> Start:
+        """The same start under another mask, the optimizer's averages masked too."""
+        state = {name: dict(values) for name, values in self.optimizer.items()}
+        for name in mask.keys() & state.keys():
+            for key, value in state[name].items():
+                if value.shape == mask[name].shape:
+                    state[name][key] = torch.where(mask[name], value, 0)
+        init = apply_mask(self.init_state, mask)
+        return Start(mask, init, self.seed, round, self.step, state)
+
+    def to(self, device: torch.device | str) -> Start:
+        """The same with all its tensors on ``device``."""
+        state = {n: {k: v.to(device) for k, v in s.items()} for n, s in self.optimizer.items()}
+        mask, init = ({n: t.to(device) for n, t in d.items()} for d in (self.mask, self.init_state))
+        return Start(mask, init, self.seed, self.round, self.step, state)
+
+    def fresh(self) -> Start:
+        """A plain start, from step 0 with a new optimizer."""
+        return Start(self.mask, self.init_state, self.seed, self.round)
+
+
+@dataclass
+class Ticket(Start):
+    """A start and what training made of it.
+
+    ``history`` has a row for each logged step: ``step``, ``loss`` (of the batch),
+    ``validation_loss``, ``validation_accuracy`` and ``test_accuracy``. ``saved`` is the network at
+    the step that was asked for, ready to start from.
+    """
+
+    final_state: Params = field(default_factory=dict)
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    saved: Start | None = None
+
+    def restart(self) -> Start:
+        """Where training ended, as the beginning of another."""
+        return Start(self.mask, self.final_state, self.seed, self.round)
+
+    def at(self, step: int, column: str = "test_accuracy") -> float:
+        """What the history says at ``step``."""
+        row = self.history.loc[self.history.step == step, column]
+        if row.empty:
+            raise ValueError(f"step={step} was not logged; logged are {[*self.history.step]}")
+        return float(row.iloc[0])
+
+    def last(self, column: str = "test_accuracy") -> float:
+        """What the history says at the end."""
+        return float(self.history[column].iloc[-1])
+
+
+def accuracy(logits: Float[Tensor, "n c"], y: Int[Tensor, "n"]) -> Float[Tensor, ""]:
+    """Share of samples whose largest logit is their class."""
+    return (logits.argmax(-1) == y).float().mean()
+
+
+def adam(lr: float) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
+    """Factory of Adam, fused: the update of a stack of small networks is one pass."""
+    return lambda params: torch.optim.Adam(params, lr=lr, fused=True)
+
+
+@dataclass(eq=False)
+class Training:
+    """Trains starts: the same data, batches, optimizer and schedule for each of them.
+
+    Attributes:
+        make: builds the architecture; its numbers are replaced by the start's.
+        data, validation, test: samples and class labels, on the device to train on.
+        steps: length of a training that starts at step 0.
+        optimizer: factory over parameters.
+        schedule: factor on the learning rate by absolute step, such as a warm-up.
+        log: absolute steps at which the history gets a row.
+        augment: changes a batch of inputs, ``augment(x, step, seed) -> x``.
+        stack: how many networks are trained in the same tensor operations. Dropout and batch
+            statistics need 1.
+    """
+
+    make: Callable[[], nn.Module]
+    data: Pair
+    validation: Pair
+    test: Pair
+    steps: int
+    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+    batch: int = 60
+    schedule: Callable[[int], float] | None = None
+    log: Sequence[int] = ()
+    augment: Callable[[Tensor, int, int], Tensor] | None = None
+    stack: int = 12
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.stack < 1:
+            raise ValueError(f"steps={self.steps}, stack={self.stack}: both must be at least 1")
+
+    def __call__(self, starts: Sequence[Start], save_at: int | None = None) -> list[Ticket]:
+        """Train every start to step ``steps``; save the networks at step ``save_at`` on the way.
+
+        Raises:
+            ValueError: no starts, a step outside the training, or networks that cannot be stacked.
+        """
+        if not starts:
+            raise ValueError("starts is empty: nothing to train")
+        run, tickets = self._together if self.stack > 1 else self._alone, {}
+        for first in sorted({s.step for s in starts}):
+            if not 0 <= first < self.steps:
+                raise ValueError(f"step={first}: allowed is 0 to {self.steps - 1}")
+            if save_at is not None and not first <= save_at < self.steps:
+                raise ValueError(f"save_at={save_at}: allowed is {first} to {self.steps - 1}")
+            places = [i for i, s in enumerate(starts) if s.step == first]
+            for k in range(0, len(places), self.stack):
+                part = places[k : k + self.stack]
+                moved = [starts[i].to(self.data[0].device) for i in part]
+                tickets.update(zip(part, run(moved, first, save_at), strict=True))
+        return [tickets[i] for i in range(len(starts))]
+
+    def _network(self, start: Start) -> Masked:
+        model = self.make().to(self.data[0].device)
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        with torch.no_grad():
+            for name, value in start.init_state.items():
+                named[name].copy_(value)
+        return Masked(model, start.mask)
+
+    def _batches(
+        self, seeds: Sequence[int], first: int, save_at: int | None, save: Callable[[], None]
+    ) -> Callable[[int], Pair]:
+        """``step -> (x, y)`` with a leading axis for the networks; calls ``save`` at its step."""
+        x, y = self.data
+        place = {seed: i for i, seed in enumerate(dict.fromkeys(seeds))}
+        member = torch.tensor([place[seed] for seed in seeds])
+
+        def draw(step: int) -> Pair:
+            step += first
+            if step == save_at:
+                # Before the step's forward pass, which would already move batch statistics.
+                save()
+            index = [batch_indices(len(x), self.batch, step, seed).to(x.device) for seed in place]
+            xs = [x[i] if self.augment is None else self.augment(x[i], step, seed)
+                  for i, seed in zip(index, place, strict=True)]  # fmt: skip
+            ys = [y[i] for i in index]
+            return torch.stack(xs)[member], torch.stack(ys)[member]
+
+        return draw
+
+    def _shared(self, first: int) -> dict:
+        """What both ways of training hand to the loop: steps count from where the start is."""
+        schedule = self.schedule
+        return {
+            "steps": self.steps - first,
+            "schedule": None if schedule is None else (lambda t: schedule(t + first)),
+            "log": [t - first for t in self.log if t >= first],
+        }
+
+    def _together(self, starts: Sequence[Start], first: int, save_at: int | None) -> list[Ticket]:
+        networks = [self._network(s) for s in starts]
+        if bad := [type(m).__name__ for m in networks[0].modules() if _has_statistics(m)]:
+            raise ValueError(f"stack={self.stack}: {bad[0]} needs stack=1")
+        stack = Ensemble(networks)
+        optimizer, saved = _Resumable(self.optimizer, stack.params, starts, stacked=True), []
+
+        def save() -> None:
+            states = [optimizer.state(i) for i in range(len(starts))]
+            saved.extend(_saved(starts, _unstack(stack, len(starts)), states, save_at))
+
+        def measure(step: int, stack: Ensemble) -> dict[str, Tensor]:
+            return stack.map(self._scores, *self.validation, *self.test)
+
+        draw = self._batches([s.seed for s in starts], first, save_at, save)
+        fit_ensemble(stack, range(len(starts)), draw,
+                     lambda model, b: F.cross_entropy(model(b[0]), b[1]), optimizer=optimizer,
+                     per_member=True, callback=measure, what=f"training {len(starts)} networks",
+                     **self._shared(first))  # fmt: skip
+        rows = pd.DataFrame(stack.history.rows)
+        finals, tickets = _unstack(stack, len(starts)), []
+        for i, start in enumerate(starts):
+            own = rows[rows.seed == i].drop(columns="seed") if len(rows) else rows
+            tickets.append(_ticket(start, finals[i], own, first, saved[i] if saved else None))
+        return tickets
+
+    def _alone(self, starts: Sequence[Start], first: int, save_at: int | None) -> list[Ticket]:
+        return [self._one(start, first, save_at) for start in starts]
+
+    def _one(self, start: Start, first: int, save_at: int | None) -> Ticket:
+        network, saved = self._network(start), []
+        named = dict(network.named_parameters())
+        optimizer = _Resumable(self.optimizer, named, [start], stacked=False)
+
+        def save() -> None:
+            saved.extend(_saved([start], [network.state()], [optimizer.state(0)], save_at))
+
+        def measure(step: int, model: nn.Module) -> dict[str, float]:
+            (vx, vy), (tx, ty) = self.validation, self.test
+            return {
+                "validation_loss": evaluate(model, vx, vy, F.cross_entropy),
+                "validation_accuracy": evaluate(model, vx, vy, accuracy),
+                "test_accuracy": evaluate(model, tx, ty, accuracy),
+            }
+
+        draw = self._batches([start.seed], first, save_at, save)
+        history = fit(
+            network,
+            lambda t: tuple(v[0] for v in draw(t)),
+            lambda model, b: F.cross_entropy(model(b[0]), b[1]),
+            optimizer=optimizer,
+            callback=measure,
+            **self._shared(first),
+        )
+        rows = pd.DataFrame(history.rows)
+        return _ticket(start, network.state(), rows, first, saved[0] if saved else None)
+
+    @staticmethod
+    def _scores(f: Callable, vx: Tensor, vy: Tensor, tx: Tensor, ty: Tensor) -> dict[str, Tensor]:
+        on_validation = f(vx)
+        return {
+            "validation_loss": F.cross_entropy(on_validation, vy),
+            "validation_accuracy": accuracy(on_validation, vy),
+            "test_accuracy": accuracy(f(tx), ty),
+        }
+
+
+class _Resumable:
+    """An optimizer factory that remembers its optimizer, and lets it continue from a state."""
+
+    def __init__(self, make: Callable, named: Mapping[str, Tensor], starts, stacked: bool) -> None:
+        self.make, self.starts, self.stacked = make, starts, stacked
+        self.names = [plain_name(n.removeprefix("module.")) for n, p in named.items()
+                      if p.requires_grad]  # fmt: skip
+
+    def __call__(self, params: Iterable[Tensor]) -> torch.optim.Optimizer:
+        params = list(params)
+        self.optimizer = self.make(params)
+        self.params = dict(zip(self.names, params, strict=True))
+        for name, p in self.params.items():
+            each = [s.optimizer.get(name, {}) for s in self.starts]
+            for key, value in each[0].items():
+                if self.stacked and value.shape == p.shape[1:]:
+                    value = torch.stack([state[key] for state in each])
+                self.optimizer.state[p][key] = value.clone()
+        return self.optimizer
+
+    def state(self, i: int) -> dict[str, dict[str, Tensor]]:
+        """Network ``i``'s part of the optimizer's tensors, by parameter name."""
+
+        def own(p: Tensor, value: Tensor) -> Tensor:
+            split = self.stacked and value.shape == p.shape
+            return (value[i] if split else value).detach().clone()
+
+        return {
+            name: {k: own(p, v) for k, v in self.optimizer.state[p].items() if torch.is_tensor(v)}
+            for name, p in self.params.items()
+        }
+
+
+def _unstack(stack: Ensemble, n: int) -> list[Params]:
+    """Each network's parameters and buffers under their plain names, masked weights exactly 0."""
+    both = {**stack.params, **stack.buffers}
+    masks = {n: t for n, t in stack.buffers.items() if plain_name(n) is None}
+    result: list[Params] = [{} for _ in range(n)]
+    for full, tensor in both.items():
+        name = plain_name(full.removeprefix("module."))
+        if name is None:
+            continue
+        values = tensor.detach().clone()
+        ones = masks.get(full.replace(".original", ".0.ones"))
+        if ones is not None:
+            values = torch.where(ones.bool(), values, 0)
+        for state, value in zip(result, values, strict=True):
+            state[name] = value
+    return result
+
+
+def _saved(starts, states, optimizers, step: int) -> list[Start]:
+    return [
+        Start(s.mask, state, s.seed, s.round, step, optimizer)
+        for s, state, optimizer in zip(starts, states, optimizers, strict=True)
+    ]
+
+
+def _ticket(start: Start, final: Params, rows: pd.DataFrame, first: int, saved) -> Ticket:
+    if len(rows):
+        rows = rows.assign(step=rows.step + first).reset_index(drop=True)
+    return Ticket(start.mask, start.init_state, start.seed, start.round, start.step,
+                  start.optimizer, final, rows, saved)  # fmt: skip
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    return dropout or isinstance(module, nn.modules.batchnorm._BatchNorm)

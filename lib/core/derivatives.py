@@ -1,4 +1,4 @@
-"""Derivatives in the parameters: Jacobians, the empirical neural tangent kernel, linearization.
+"""Derivatives in the parameters: Jacobians, tangent kernel, linearization, gradient maps.
 
 A model enters as a function ``f(params, x) -> "n o"`` and its parameters, a dictionary of tensors;
 ``functional`` makes both from a module. Each row of the output must depend on its own row of ``x``
@@ -7,8 +7,9 @@ alone: no batch normalization in training mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -108,6 +109,42 @@ def linearize(f: Function, params0: Params) -> Function:
         return value + change
 
     return f_lin
+
+
+def gradient_map(
+    losses: Mapping[str, Tensor], groups: Mapping[str, nn.Module | Iterable[Tensor]]
+) -> pd.DataFrame:
+    """Who teaches whom: the norm of each loss's gradient in each group of parameters.
+
+    Rows are losses, columns are groups. 0 where a loss does not reach a group at all, so a
+    diagonal table means that every loss is local. Graphs are kept, ``.grad`` is not touched.
+
+    Args:
+        losses: scalars by name; one without history reaches nothing.
+        groups: a module, or tensors that require a gradient, by name.
+
+    Raises:
+        ValueError: a loss that is not a scalar, or a group without parameters.
+    """
+    tensors = {}
+    for name, group in groups.items():
+        members = list(group.parameters() if isinstance(group, nn.Module) else group)
+        if not members:
+            raise ValueError(f"groups: {name!r} has no parameters")
+        tensors[name] = members
+    rows = {}
+    for name, loss in losses.items():
+        if loss.ndim != 0:
+            raise ValueError(f"losses: {name!r} has shape {tuple(loss.shape)}, allowed is a scalar")
+        row = dict.fromkeys(tensors, 0.0)
+        if loss.requires_grad:
+            flat = [t for members in tensors.values() for t in members]
+            grads = iter(torch.autograd.grad(loss, flat, retain_graph=True, allow_unused=True))
+            for group, members in tensors.items():
+                found = [g for g in (next(grads) for _ in members) if g is not None]
+                row[group] = float(sum(g.double().square().sum() for g in found)) ** 0.5
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(tensors))
 
 
 def check_reduction(reduce: str) -> None:

@@ -1,0 +1,393 @@
+"""ForwardGNN: five ways to train a graph network without a backward pass across its layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lib.core.data.graphs import Graph
+from lib.core.fitting import History, progress
+from lib.core.meters import stopwatch
+from lib.graphs.forward_gnn.local import (
+    Layer,
+    bottom_up,
+    class_logits,
+    class_node_loss,
+    forward_forward,
+    single_forward,
+    top_down,
+)
+from lib.graphs.forward_gnn.virtual import VirtualNodeAugmenter, append_labels, wrong_labels
+from lib.models.feedback import goodness
+from lib.models.graph_layers import GAT, GCN, SAGE, Relational, glorot
+
+Mode = Literal["ff_la", "ff_vn", "sf", "sf_top2loss", "sf_top2input"]
+MODES = ("ff_la", "ff_vn", "sf", "sf_top2loss", "sf_top2input")
+Conv = Literal["gcn", "sage", "gat", "relational", "none"]
+
+
+class NoGraph(nn.Module):
+    """A linear layer in a convolution's place: edges are not looked at."""
+
+    def __init__(self, n_in: int, n_out: int, gen: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.linear = glorot(n_in, n_out, gen=gen)
+
+    def aggregate(self, x: Tensor, edges: Any) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor, edges: Any) -> Tensor:
+        return self.linear(x)
+
+
+CONVS: dict[str, Callable[..., nn.Module]] = {
+    "gcn": GCN,
+    "sage": SAGE,
+    "gat": GAT,
+    "none": NoGraph,
+    "relational": lambda a, b, gen=None: Relational(lambda: SAGE(a, b, gen=gen), 2),
+}
+
+
+class ForwardGNN(nn.Module):
+    """A graph network whose layers learn from losses of their own.
+
+    Modes:
+        ``"ff_la"``: forward-forward, labels appended to the features.
+        ``"ff_vn"``: forward-forward, labels as links to virtual class nodes.
+        ``"sf"``: single forward, each layer classifies by its output at the class nodes.
+        ``"sf_top2loss"``, ``"sf_top2input"``: the same with a signal from the layers above.
+
+    Args:
+        mode: one of the five.
+        conv: ``"gcn"``, ``"sage"``, ``"gat"``, ``"relational"`` (a SAGE for the graph's edges and
+            one for the links to class nodes), ``"none"`` (an MLP).
+        widths: length of the node features, then the width of each layer.
+        num_classes: number of classes, C.
+        direction: of the links to class nodes; ``"bi"`` for "ff_vn" and ``"uni"`` else by default.
+        theta: threshold of the goodness (FF).
+        negatives: sets of wrong labels (FF).
+        temperature: divides the inner products with the class nodes (SF).
+        normalize: divide each row by its length on the way into a layer.
+        gen: source of all draws: weights, class nodes' features, wrong labels.
+
+    Raises:
+        ValueError: an unknown mode or conv, too few widths, unequal widths with "sf_top2loss",
+            one-way links with "ff_vn" (no label would reach a node).
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        conv: Conv = "gcn",
+        widths: Sequence[int] = (),
+        num_classes: int = 2,
+        *,
+        direction: Literal["uni", "bi"] | None = None,
+        theta: float = 2.0,
+        negatives: int = 1,
+        temperature: float = 1.0,
+        normalize: bool = True,
+        gen: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}: allowed are {', '.join(map(repr, MODES))}")
+        if conv not in CONVS:
+            raise ValueError(f"conv={conv!r}: allowed are {', '.join(map(repr, CONVS))}")
+        if len(widths) < 2 or min(widths) < 1:
+            raise ValueError(f"widths={list(widths)}: the features' length, then one per layer")
+        if mode == "sf_top2loss" and len(set(widths[1:])) > 1:
+            raise ValueError(f"widths={list(widths)}: 'sf_top2loss' averages layers of one width")
+        if mode == "ff_vn" and direction == "uni":
+            raise ValueError("direction='uni': with 'ff_vn' labels must reach the nodes, use 'bi'")
+        self.mode, self.conv, self.classes = mode, conv, num_classes
+        self.direction = direction or ("bi" if mode == "ff_vn" else "uni")
+        self.theta, self.negatives, self.temperature = theta, negatives, temperature
+        self.gen = gen if gen is not None else torch.Generator().manual_seed(0)
+        self.augmenter: VirtualNodeAugmenter | None = None
+        below, above = list(widths[:-1]), [*widths[2:], num_classes]
+        if mode == "ff_la":
+            below[0] += num_classes
+        self.layers = nn.ModuleList()
+        for a, upper, b in zip(below, above, widths[1:], strict=True):
+            extra = upper if mode == "sf_top2input" else 0
+            conv_layer = CONVS[conv](a + extra, b, gen=self.gen)
+            self.layers.append(Layer(conv_layer, normalize, extra))
+
+    @property
+    def forward_calls(self) -> int:
+        """Calls of a layer so far, each on one whole graph (a stack of graphs counts as one)."""
+        return sum(layer.calls for layer in self.layers)
+
+    # ----------------------------------------------------------------------- training
+
+    def fit(
+        self,
+        graph: Graph,
+        epochs: int,
+        lr: float = 1e-3,
+        *,
+        weight_decay: float = 0.0,
+        clip: float = 1.0,
+        patience: int | None = None,
+        check: int = 10,
+        order: Literal["all", "alternate"] = "all",
+        what: str = "training",
+    ) -> History:
+        """Train every layer for ``epochs`` updates of its own Adam.
+
+        The greedy modes finish one layer before they go on to the next; the top-down modes update
+        all layers at every time step.
+
+        Args:
+            patience: greedy modes: stop a layer when its validation accuracy has not risen for so
+                many epochs, and go back to its best weights. Looked at every ``check`` epochs.
+            clip: top-down modes: largest norm of a layer's gradient.
+            order: top-down modes: ``"alternate"`` updates layers 1, 3, ... and then, from their new
+                states, layers 2, 4, ...
+
+        Returns:
+            Rows ``step``, ``layer`` (from 1), ``loss``; with patience, ``val`` as well.
+
+        Raises:
+            ValueError: the graph lacks labels or masks, ``epochs`` below 1, an unknown ``order``.
+            FloatingPointError: a loss is not finite.
+        """
+        self._check(graph)
+        if epochs < 1:
+            raise ValueError(f"epochs={epochs}: allowed is 1 or more")
+        if order not in ("all", "alternate"):
+            raise ValueError(f"order={order!r}: allowed are 'all' and 'alternate'")
+        if patience is not None and (graph.val is None or not graph.val.any()):
+            raise ValueError("patience: the graph has no validation nodes")
+        self.prepare(graph)
+        history = History()
+        adam = lambda layer: torch.optim.Adam(
+            layer.parameters(), lr=lr, weight_decay=weight_decay, fused=True
+        )
+        with stopwatch() as watch:
+            if self.mode in ("sf_top2loss", "sf_top2input"):
+                self._fit_top_down(graph, epochs, adam, clip, order, history, what)
+            else:
+                for l, (layer, loss) in enumerate(self.stages(graph)):
+                    score = None if patience is None else lambda l=l: self._validation(graph, l)
+                    train_layer(
+                        layer, loss, adam(layer), epochs, l + 1, history, score, patience, check,
+                        f"{what}, layer {l + 1}",
+                    )  # fmt: skip
+        history.seconds = watch.seconds
+        return history
+
+    def prepare(self, graph: Graph) -> None:
+        """Draw what is drawn once: the class nodes' features and the wrong labels."""
+        self._check(graph)
+        if self.mode != "ff_la":
+            self.augmenter = VirtualNodeAugmenter(graph, self.classes, self.direction, self.gen)
+        if self.mode in ("ff_la", "ff_vn"):
+            self.wrong = wrong_labels(graph.y, self.classes, self.negatives, self.gen)
+
+    def stages(self, graph: Graph):
+        """The greedy modes' layers with their losses, one at a time; see ``local.py``."""
+        if self.mode == "sf":
+            objective = class_node_loss(graph.y, graph.train, self.temperature)
+            x, edges = self._linked(graph, graph.y, graph.train)
+            return single_forward(self.layers, x, edges, objective)
+        inputs = [self._labeled(graph, y, graph.train) for y in (graph.y, *self.wrong)]
+        share = self.mode == "ff_vn"
+        return forward_forward(self.layers, inputs, graph.train, self.theta, share)
+
+    def losses(self, graph: Graph) -> list[Float[Tensor, ""]]:
+        """Each layer's loss with the present weights, with its history: what ``fit`` descends."""
+        if self.mode in ("sf_top2loss", "sf_top2input"):
+            states, edges, top = self._start(graph)
+            return [step()[0] for _, step in self._top_down(graph, states, edges, top)]
+        return [loss() for _, loss in self.stages(graph)]
+
+    def _fit_top_down(self, graph, epochs, adam, clip, order, history, what) -> None:
+        states, edges, top = self._start(graph)
+        optimizers = [adam(layer) for layer in self.layers]
+        depth = len(self.layers)
+        turns = [range(depth)]
+        if order == "alternate":
+            turns = [range(0, depth, 2), range(1, depth, 2)]
+        logged = set(range(0, epochs, max(1, epochs // 20))) | {epochs - 1}
+        for epoch in progress(range(epochs), what):
+            for turn in turns:
+                steps, new = list(self._top_down(graph, states, edges, top)), {}
+                for l in turn:
+                    layer, step = steps[l]
+                    loss, h = step()
+                    optimizers[l].zero_grad(set_to_none=True)
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(layer.parameters(), clip)
+                    optimizers[l].step()
+                    new[l + 1] = h.detach()
+                    if epoch in logged:
+                        history.rows.append(_row(epoch, l + 1, loss))
+                states = [new.get(i, s) for i, s in enumerate(states)]
+
+    def _top_down(self, graph, states, edges, top):
+        signal = self.mode.removeprefix("sf_top2")
+        objective = class_node_loss(graph.y, graph.train, self.temperature)
+        return top_down(self.layers, states, edges, objective, signal, top)
+
+    def _start(self, graph: Graph) -> tuple[list[Tensor], Any, Tensor | None]:
+        x, edges = self._linked(graph, graph.y, graph.train)
+        top = None
+        if self.mode == "sf_top2input":
+            known = torch.cat([graph.train, graph.train.new_ones(self.classes)])
+            labels = torch.cat([graph.y, torch.arange(self.classes, device=graph.y.device)])
+            top = append_labels(x[:, :0], labels, known, self.classes)
+        with torch.no_grad():
+            return bottom_up(self.layers, x, edges, top), edges, top
+
+    # ----------------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def scores(
+        self, graph: Graph, known: Bool[Tensor, "n"] | None = None, times: Sequence[int] = (3, 4, 5)
+    ) -> Float[Tensor, "l n c"]:
+        """What each layer thinks of each class: goodness minus theta (FF), probabilities (SF).
+
+        Args:
+            known: nodes that keep their true label: the training nodes by default. FF modes may
+                add validation nodes when they are tested.
+            times: "sf_top2input": time steps after the first pass whose probabilities are averaged.
+
+        Raises:
+            RuntimeError: called before ``fit`` or ``prepare``.
+        """
+        self._check(graph)
+        if self.mode != "ff_la" and self.augmenter is None:
+            raise RuntimeError("call fit (or prepare) first: the class nodes have no features yet")
+        known = graph.train if known is None else known
+        if self.mode in ("ff_la", "ff_vn"):
+            everyone = torch.ones_like(known)
+            found = []
+            for c in range(self.classes):
+                labels = torch.where(known, graph.y, c)
+                x, edges = self._labeled(graph, labels, everyone)
+                found.append([])
+                for layer in self.layers:
+                    x = layer(x, edges)
+                    found[-1].append(goodness(x[: graph.n]) - self.theta)
+            return torch.stack([torch.stack(layers) for layers in found], -1)
+        probability = lambda s: class_logits(s, graph.n, self.temperature).softmax(-1)
+        if self.mode != "sf_top2input":
+            x, edges = self._linked(graph, graph.y, graph.train)
+            outputs = bottom_up(self.layers, x, edges)[1:]
+            if self.mode == "sf_top2loss":  # what the losses saw: averages with the states above
+                above = [
+                    [layer.scaled(s) for s in outputs[l + 1 :]]
+                    for l, layer in enumerate(self.layers)
+                ]
+                outputs = [torch.stack([h, *u]).mean(0) for h, u in zip(outputs, above)]
+            return torch.stack([probability(h) for h in outputs])
+        states, edges, top = self._start(graph)
+        found = []
+        for time in range(1, max(times) + 1):
+            above = [*states[2:], top]
+            new = [layer(states[l], edges, above[l]) for l, layer in enumerate(self.layers)]
+            states = [states[0], *new]
+            if time in times:
+                found.append(torch.stack([probability(s) for s in states[1:]]))
+        return torch.stack(found).mean(0)
+
+    def predict(self, graph: Graph, known: Bool[Tensor, "n"] | None = None) -> Int[Tensor, "n"]:
+        """The class with the largest score, summed over all layers."""
+        return self.scores(graph, known).sum(0).argmax(-1)
+
+    @torch.no_grad()
+    def embed(self, graph: Graph) -> list[Float[Tensor, "m d"]]:
+        """Every layer's output, class nodes last (SF and Top2Loss)."""
+        if self.mode not in ("sf", "sf_top2loss"):
+            raise ValueError(f"embed: mode is {self.mode!r}; allowed are 'sf' and 'sf_top2loss'")
+        x, edges = self._linked(graph, graph.y, graph.train)
+        return bottom_up(self.layers, x, edges)[1:]
+
+    @torch.no_grad()
+    def _validation(self, graph: Graph, l: int) -> float:
+        """Validation accuracy of layer ``l`` alone; the layers above are not there yet."""
+        layers = self.layers
+        try:
+            self.layers = layers[: l + 1]
+            guess = self.scores(graph)[l].argmax(-1)
+        finally:
+            self.layers = layers
+        return (guess == graph.y)[graph.val].double().mean().item()
+
+    # ----------------------------------------------------------------------- labels on graphs
+
+    def _labeled(self, graph: Graph, labels: Tensor, nodes: Tensor) -> tuple[Tensor, Any]:
+        """Features and edges of the graph with labels on ``nodes`` (FF)."""
+        if self.mode == "ff_la":
+            x = append_labels(graph.x, labels, nodes, self.classes)
+            return x, self._edges(graph.edge_index, graph.n, graph.n)
+        return self._linked(graph, labels, nodes)
+
+    def _linked(self, graph: Graph, labels: Tensor, nodes: Tensor) -> tuple[Tensor, Any]:
+        """Features and edges of the graph with ``nodes`` linked to their class nodes."""
+        linked = self.augmenter(labels, nodes)
+        return linked.x, self._edges(linked.edge_index, linked.n, graph.n)
+
+    def _edges(self, edge_index: Tensor, n: int, own: int) -> Any:
+        """The edges in the form the convolution wants them in."""
+        if self.conv in ("gcn", "sage"):
+            return CONVS[self.conv].matrix(edge_index, n, dtype=self._dtype())
+        if self.conv == "relational":
+            return edge_index, (edge_index >= own).any(0).long()
+        return edge_index
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def _check(self, graph: Graph) -> None:
+        if graph.y is None or graph.train is None or not graph.train.any():
+            raise ValueError("the graph needs labels y and training nodes in the mask train")
+
+
+def train_layer(
+    layer: nn.Module,
+    loss: Callable[[], Tensor],
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    number: int,
+    history: History,
+    score: Callable[[], float] | None = None,
+    patience: int | None = None,
+    check: int = 10,
+    what: str = "training",
+) -> None:
+    """Descend one layer's loss; with ``score`` and ``patience``, stop early at its best."""
+    logged = set(range(0, epochs, max(1, epochs // 20))) | {epochs - 1}
+    best, best_epoch, kept = -1.0, 0, None
+    for epoch in progress(range(epochs), what):
+        value = loss()
+        if epoch in logged:
+            history.rows.append(_row(epoch, number, value))
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        if score is None or ((epoch + 1) % check and epoch + 1 < epochs):
+            continue
+        found = score()
+        history.rows.append({"step": epoch + 1, "layer": number, "val": found})
+        if found > best:
+            best, best_epoch, kept = found, epoch, copy.deepcopy(layer.state_dict())
+        elif epoch - best_epoch >= patience:
+            break
+    if kept is not None:
+        layer.load_state_dict(kept)
+
+
+def _row(epoch: int, number: int, loss: Tensor) -> dict:
+    value = loss.item()
+    if value != value or abs(value) == float("inf"):
+        raise FloatingPointError(f"layer {number}: the loss is {value} at epoch {epoch}")
+    return {"step": epoch, "layer": number, "loss": value}

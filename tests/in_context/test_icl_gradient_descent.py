@@ -259,6 +259,11 @@ def test_tuned_rates(gen):
     assert tune_gd(1, lam, gdpp=True).mse == pytest.approx(one.mse)
 
 
+def test_a_spectrum_that_is_trained_through_stays_as_it_is(gen):
+    lam = sample_spectrum(50, 6, 4, gen=gen)
+    assert tune_gd(2, lam.clone().requires_grad_()) == tune_gd(2, lam)
+
+
 def test_few_nodes_stand_for_the_whole_spectrum(gen):
     lam = sample_spectrum(200, 6, 4, gen=gen).double()
     for options in ({"steps": 3}, {"steps": 3, "gdpp": True}, {"steps": 2, "shared": False}):
@@ -338,6 +343,12 @@ def test_rates_may_be_tensors_of_one_number(tasks):
     data = split(tasks[0])
     expected = gd_predict(*data, 0.7, 2, 0.2)
     assert_close(gd_predict(*data, torch.tensor(0.7), 2, torch.tensor(0.2)), expected, 1e-12)
+    for kind in (torch.tensor, tuple):
+        weights = gdpp_construction(5, kind([0.7, 0.4]), kind([0.2, 0.0]), 7)
+        expected = gd_predict(*data, [0.7, 0.4], 2, [0.2, 0.0])[:, 0]
+        assert_close(constructed(5, weights)(tasks[0]), expected, 1e-12)
+    from_tensor, from_number = (gd_construction(5, r, 7) for r in (torch.tensor(0.7), 0.7))
+    assert distance(from_tensor, from_number)[1] < 1e-12
 
 
 def test_rates_of_gdpp_and_of_two_heads():
@@ -518,6 +529,34 @@ def test_copying_sees_a_layer_that_copies_its_neighbor(gen):
             "lam=-1",
         ),
         (lambda g: tune_gd(0, torch.ones(3, 2)), "steps=0"),
+        (lambda g: tune_gd(1, torch.ones(0, 2)), "spectrum: allowed are finite"),
+        (lambda g: tune_gd(1, torch.zeros(3, 2)), "spectrum: allowed are finite"),
+        (lambda g: tune_gd(1, torch.tensor([[1.0, math.nan]])), "spectrum: allowed are finite"),
+        (lambda g: sample_regression((2, 0), 3, 3, gen=g), "batch=0"),
+        (lambda g: sample_regression(2, 3, 3, input_range=math.nan, gen=g), "input_range=nan"),
+        (lambda g: sample_regression(2, 3, 3, w_scale=math.inf, gen=g), "w_scale=inf"),
+        (lambda g: LinearSelfAttention(5, clip=-1.0), "clip=-1.0"),
+        (lambda g: gd_construction(3, [], 5), "layers=0"),
+        (lambda g: gd_construction(3, 1.0, 5, torch.ones(1)), r"w0 has shape \(1,\): .* \(3,\)"),
+        (lambda g: icl.constructed(4, gd_construction(3, 1.0, 5)), "d=4, but the weights .* d=3"),
+        (lambda g: gd_predict(*split(torch.ones(2, 4, 3)), [1.0], 2), "1 values .* a number, or 2"),
+        (lambda g: one_step_mse(1.0, 0, 3), "n=0"),
+        (lambda g: softmax_pair(torch.eye(3), torch.eye(3), 0.0, 5), "epsilon=0.0"),
+        (lambda g: rescaled(torch.ones(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)), "mean diagonal 0"),
+        (lambda g: copying(LinearSelfAttention(5, members=2), torch.ones(2, 3, 5)), "members=2"),
+        (lambda g: copying(LinearSelfAttention(5), torch.ones(0, 3, 5)), "tasks=0"),
+        (lambda g: alignment(*[LinearSelfAttention(5)] * 2, torch.ones(0, 3, 5)), "tasks=0"),
+        (lambda g: DeepFeatures(1, 0), "width=0"),
+        (
+            lambda g: ridge_predict(torch.ones(3, 2), torch.ones(3, 1), torch.ones(2), math.nan),
+            "lam=nan",
+        ),
+        (
+            lambda g: moment_predict(
+                torch.ones(1, 1, 3, 3), torch.ones(1, 2, 3, 3), torch.ones(1, 4, 3)
+            ),
+            "c has shape",
+        ),
         (
             lambda g: moment_predict(
                 torch.ones(2, 1, 3, 3), torch.ones(2, 1, 3, 3), torch.ones(1, 4, 3), 3

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lib.core.params import Params
 from lib.in_context.icl_gradient_descent.tasks import positive
 
-Rates = int | float | Sequence[float]  # of one layer, or one for each layer of a stack
+Rates = int | float | Sequence[float] | Tensor  # of one layer, or one for each layer of a stack
 
 
 def lsa_update(
@@ -59,15 +59,16 @@ class LinearSelfAttention(nn.Module):
         norm: builds a norm from ``dim`` that the attention reads through, e.g. ``nn.LayerNorm``.
         dampening: factor on every update.
         y_only: update the last entry of each token alone, as GD without the ++ does.
-        clip: bound on the tokens' entries after each layer (the paper: 10 for deep models).
+        clip: bound on the tokens' entries after each layer (the paper's code: 10 for deep models).
         key_dim: rows of ``W_K, W_Q, W_V``; ``dim`` by default.
         members: leading axis of all weights, for networks that are trained side by side; tokens
             then have it as well.
         std: standard deviation of the initial weights (the paper's code: 0.0135 for one layer).
-        gen: draws the initial weights.
+        gen: draws the initial weights, which lie on its device.
 
     Raises:
-        ValueError: a size that is not positive, or ``softmax`` not one value for each layer.
+        ValueError: a size or a ``clip`` that is not positive, or ``softmax`` not one value for
+            each layer.
     """
 
     def __init__(
@@ -92,15 +93,18 @@ class LinearSelfAttention(nn.Module):
         positive(dim=dim, heads=heads, layers=layers, key_dim=key_dim)
         if members is not None:
             positive(members=members)
+        if clip is not None:
+            positive(clip=clip)
         self.softmax = [softmax] * layers if isinstance(softmax, bool) else list(softmax)
         if len(self.softmax) != layers:
             raise ValueError(f"softmax has {len(self.softmax)} values for layers={layers}")
         self.layers, self.looped, self.members = layers, looped, members
         self.dampening, self.y_only, self.clip, self.key_dim = dampening, y_only, clip, key_dim
         lead = (() if members is None else (members,)) + (1 if looped else layers, heads)
+        where = None if gen is None else gen.device
         for name in ("W_K", "W_Q", "W_V", "P"):
             shape = (dim, key_dim) if name == "P" else (key_dim, dim)
-            weight = std * torch.randn(*lead, *shape, generator=gen)
+            weight = std * torch.randn(*lead, *shape, generator=gen, device=where)
             self.register_parameter(name, nn.Parameter(weight))
         count = 1 if looped else layers
         self.norms = None if norm is None else nn.ModuleList(norm(dim) for _ in range(count))
@@ -109,14 +113,14 @@ class LinearSelfAttention(nn.Module):
         """``A = P W_V`` and ``C = W_K^T W_Q`` of every layer and head."""
         return self.P @ self.W_V, self.W_K.mT @ self.W_Q
 
-    def states(self, tokens: Float[Tensor, "*b m e"]) -> list[Float[Tensor, "*b m e"]]:
+    def states(self, tokens: Float[Tensor, "*s b m e"]) -> list[Float[Tensor, "*s b m e"]]:
         """The tokens before the first layer and after each."""
         states = [tokens]
         for layer in range(self.layers):
             states.append(self._layer(states[-1], layer))
         return states
 
-    def forward(self, tokens: Float[Tensor, "*b m e"]) -> Float[Tensor, "*b"]:
+    def forward(self, tokens: Float[Tensor, "*s b m e"]) -> Float[Tensor, "*s b"]:
         """The prediction for the query, minus the last entry of its token."""
         for layer in range(self.layers):
             # Nobody reads the context after the last layer.
@@ -125,8 +129,8 @@ class LinearSelfAttention(nn.Module):
         return -tokens[..., -1, -1]
 
     def _layer(
-        self, e: Float[Tensor, "*b m e"], layer: int, rows: slice = slice(None)
-    ) -> Float[Tensor, "*b k e"]:
+        self, e: Float[Tensor, "*s b m e"], layer: int, rows: slice = slice(None)
+    ) -> Float[Tensor, "*s b k e"]:
         """The tokens of ``rows`` after one more layer."""
         if e.shape[-1] != self.P.shape[-2]:
             raise ValueError(f"tokens have {e.shape[-1]} entries: allowed is {self.P.shape[-2]}")
@@ -165,8 +169,11 @@ def moment_predict(
 
     Raises:
         ValueError: ``layers`` is not positive, or differs from the number of stacked layers that
-            the weights hold; tokens and weights differ in their width.
+            the weights hold; tokens and weights differ in their width, or ``a`` and ``c`` in
+            their shape.
     """
+    if a.shape != c.shape:
+        raise ValueError(f"c has shape {tuple(c.shape)}: allowed is that of a, {tuple(a.shape)}")
     stored = a.shape[-4]
     layers = stored if layers is None else layers
     positive(layers=layers)
@@ -218,17 +225,21 @@ def gd_construction(d: int, eta: Rates, n: int, w0: Float[Tensor, "d"] | None = 
 
     Returns:
         A state dict for ``LinearSelfAttention(d + 1, layers=..., looped=...)``, in float64.
+
+    Raises:
+        ValueError: a size is not positive, no rate, or ``w0`` not of ``d`` entries.
     """
-    etas = [float(eta)] if isinstance(eta, (int, float)) else [float(r) for r in eta]
+    etas = torch.as_tensor(eta, dtype=torch.float64).flatten()
     positive(d=d, n=n, layers=len(etas))
     read_x = torch.eye(d + 1, dtype=torch.float64)
     read_x[d, d] = 0.0
     values = torch.zeros(len(etas), 1, d + 1, d + 1, dtype=torch.float64)
     values[..., d, d] = -1.0
     if w0 is not None:
+        if w0.shape != (d,):
+            raise ValueError(f"w0 has shape {tuple(w0.shape)}: allowed is ({d},)")
         values[:, 0, d, :d] = w0
-    rates = torch.tensor(etas, dtype=torch.float64)[:, None, None, None]
-    project = rates / n * torch.eye(d + 1)
+    project = etas[:, None, None, None] / n * torch.eye(d + 1)
     reads = read_x.expand(len(etas), 1, d + 1, d + 1)
     return {"W_K": reads.clone(), "W_Q": reads.clone(), "W_V": values, "P": project}
 
@@ -242,13 +253,12 @@ def gdpp_construction(d: int, eta: Rates, gamma: Rates, n: int) -> Params:
     Raises:
         ValueError: as many rates as corrections are needed.
     """
-    etas = [float(eta)] if isinstance(eta, (int, float)) else [float(r) for r in eta]
-    gammas = [float(gamma)] if isinstance(gamma, (int, float)) else [float(g) for g in gamma]
+    etas, gammas = (torch.as_tensor(v, dtype=torch.float64).flatten() for v in (eta, gamma))
     if len(etas) != len(gammas):
         raise ValueError(f"eta has {len(etas)} values and gamma {len(gammas)}: allowed is as many")
     params = gd_construction(d, etas, n)
-    diagonals = [[-g] * d + [-r] for r, g in zip(etas, gammas, strict=True)]
-    params["W_V"] = torch.diag_embed(torch.tensor(diagonals, dtype=torch.float64))[:, None]
+    diagonals = torch.cat([-gammas[:, None].expand(-1, d), -etas[:, None]], 1)
+    params["W_V"] = torch.diag_embed(diagonals)[:, None]
     params["P"] = (torch.eye(d + 1, dtype=torch.float64) / n).expand_as(params["P"]).clone()
     return params
 
@@ -268,9 +278,12 @@ def constructed(
         options: passed on, e.g. ``dampening``.
 
     Raises:
-        ValueError: ``layers`` is not positive, or not the number of layers of a stack.
+        ValueError: ``layers`` is not positive, or not the number of layers of a stack; the weights
+            are of another ``d``.
     """
-    stored = params["P"].shape[0]
+    stored, _, dim, _ = params["P"].shape
+    if dim != d + 1:
+        raise ValueError(f"d={d}, but the weights are of d={dim - 1}: allowed is {dim - 1}")
     layers = stored if layers is None else layers
     if stored not in (1, layers):
         raise ValueError(f"layers={layers}, but the weights hold {stored}: allowed is {stored}")
@@ -291,7 +304,11 @@ def softmax_pair(
 
     Returns:
         A state dict for ``LinearSelfAttention(e, heads=2, softmax=True)``.
+
+    Raises:
+        ValueError: ``epsilon`` or ``n`` is not positive.
     """
+    positive(epsilon=epsilon, n=n)
     e = len(a)
     scale = n / (2 * epsilon)
     eye = torch.eye(e).to(a)

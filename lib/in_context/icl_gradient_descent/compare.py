@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.in_context.icl_gradient_descent.attention import LinearSelfAttention
+from lib.in_context.icl_gradient_descent.tasks import positive
 
 
 def alignment(
@@ -27,7 +28,11 @@ def alignment(
 
     Returns:
         Numbers, or one for each seed.
+
+    Raises:
+        ValueError: no tasks.
     """
+    positive(tasks=len(tokens))
     query = tokens[:, -1, :-1]
 
     def summed(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -56,8 +61,13 @@ def rescaled(
 
     Only the product of ``A`` and ``C`` acts: a factor can move from one to the other, and both
     can change sign. This fixes the factor as the construction has it, so weights can be averaged.
+
+    Raises:
+        ValueError: that mean diagonal is 0, so no factor makes it 1.
     """
     scale = c[..., :-1, :-1].diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    if (scale == 0).any():
+        raise ValueError("c has an x-block of mean diagonal 0: allowed is any other")
     return a * scale, c / scale
 
 
@@ -85,8 +95,11 @@ def copying(
     A layer that copies the neighbor has its large entries at ``j = k + 1``, beside the diagonal.
 
     Raises:
-        ValueError: the model has no such layer.
+        ValueError: the model has no such layer, or is several side by side; no tasks.
     """
+    positive(tasks=len(tokens))
+    if model.members is not None:
+        raise ValueError(f"model has members={model.members}: allowed is one network at a time")
     if not 1 <= layer <= model.layers:
         raise ValueError(f"layer={layer}: allowed is 1 to {model.layers}")
 

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lib.in_context.icl_gradient_descent.attention import LinearSelfAttention, lsa_update
+from lib.in_context.icl_gradient_descent.descent import gd_predict
 from lib.in_context.icl_gradient_descent.tasks import positive, split
 from lib.models.transformer import FeedForward
 
@@ -23,10 +24,14 @@ class DeepFeatures(nn.Module):
         d: entries of ``x``.
         width: features ``m(x)``.
         gd: one GD step instead of free attention weights.
+
+    Raises:
+        ValueError: a size that is not positive.
     """
 
     def __init__(self, d: int, width: int, *, gd: bool = False, gen: torch.Generator | None = None):
         super().__init__()
+        positive(d=d, width=width)
         self.embed = nn.Linear(d, width)
         self.mlp = FeedForward(width, 4 * width)
         self.attention = None if gd else LinearSelfAttention(width + 1, gen=gen)
@@ -41,9 +46,7 @@ class DeepFeatures(nn.Module):
         e = torch.cat([self.features(tokens[..., :-1]), tokens[..., -1:]], -1)
         if self.attention is not None:
             return self.attention(e)
-        x, y, xq = split(e)
-        step = y.mT @ x / x.shape[-2]
-        return self.log_eta.exp() * (step @ xq[..., None])[..., 0, 0]
+        return gd_predict(*split(e), self.log_eta.exp())[:, 0]
 
 
 class LSALayer(nn.Module):
@@ -58,8 +61,9 @@ class LSALayer(nn.Module):
     ):
         super().__init__()
         positive(dim=dim, heads=heads)
+        where = None if gen is None else gen.device
         for name in ("W_K", "W_Q", "W_V", "P"):
-            weight = std * torch.randn(heads, dim, dim, generator=gen)
+            weight = std * torch.randn(heads, dim, dim, generator=gen, device=where)
             self.register_parameter(name, nn.Parameter(weight))
 
     def forward(

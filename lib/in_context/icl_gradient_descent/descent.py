@@ -59,7 +59,7 @@ def ridge_predict(
     Raises:
         ValueError: ``lam`` is negative.
     """
-    if lam < 0:
+    if not lam >= 0:
         raise ValueError(f"lam={lam}: allowed is 0 or more")
     if lam == 0:
         w = torch.linalg.pinv(x) @ y
@@ -128,14 +128,19 @@ def tune_gd(
         shared: one rate for all steps (a looped layer), or one each (a stack).
 
     Raises:
-        ValueError: ``steps`` is not positive.
+        ValueError: ``steps`` is not positive; the spectrum is empty, or has a value that is not
+            finite, or none above zero.
         FloatingPointError: every search diverged (seen with free rates and many steps of GD++).
     """
     positive(steps=steps, input_range=input_range)
+    # Small problems in double precision: at home on the CPU, wherever the contexts were made.
+    spectrum = spectrum.detach().cpu().double()
+    if not (spectrum.numel() and spectrum.isfinite().all() and spectrum.max() > 0):
+        raise ValueError("spectrum: allowed are finite eigenvalues, at least one of them above 0")
     # r has degree steps, or 1 + 3 + 9 + ... for GD++; m nodes are exact below degree 2m. Five steps
     # of GD++ would need 122; 64 are enough to find the rates.
     degree = (3**steps - 1) // 2 if gdpp else steps
-    lam, weight = _gauss_nodes(spectrum.double().flatten(), min(degree + 1, 64))
+    lam, weight = _gauss_nodes(spectrum.flatten(), min(degree + 1, 64))
     free = 1 if shared else steps
 
     def rates(theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +174,7 @@ def tune_gd(
     if best is None:
         raise FloatingPointError(f"steps={steps}: no search for the rates ended at a finite error")
     eta, gamma = rates(best[1])
-    left = residual_factor(spectrum.double(), eta, gamma, steps)
+    left = residual_factor(spectrum, eta, gamma, steps)
     mse = float(input_range**2 / 3 * left.square().sum(-1).mean())
     return Tuned(tuple(eta.tolist()), tuple(gamma.tolist()), mse)
 
@@ -180,7 +185,11 @@ def one_step_mse(eta: float, n: int, d: int, input_range: float = 1.0) -> float:
     ``d a^2/3 (1 - 2/3 eta a^2 + c eta^2 a^4)`` with ``a = input_range`` and
     ``c = 1/9 + (1/5 + (d - 1)/9 - 1/9) / n``; from the second and fourth moments of the uniform
     distribution, 1/3 and 1/5.
+
+    Raises:
+        ValueError: a size or the range is not positive.
     """
+    positive(n=n, d=d, input_range=input_range)
     a2 = input_range**2
     c = 1 / 9 + (1 / 5 + (d - 1) / 9 - 1 / 9) / n
     return d * a2 / 3 * (1 - 2 / 3 * eta * a2 + c * (eta * a2) ** 2)
@@ -218,10 +227,10 @@ def _gauss_nodes(
 
 def _per_step(name: str, value: Rates, steps: int) -> list:
     positive(steps=steps)
-    if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
+    if getattr(value, "ndim", 0) == 0 and not isinstance(value, Sequence):
         return [value] * steps
     if len(value) != steps:
         raise ValueError(
-            f"{name} has {len(value)} values for steps={steps}: allowed is 1 or {steps}"
+            f"{name} has {len(value)} values for steps={steps}: allowed is a number, or {steps}"
         )
     return list(value)

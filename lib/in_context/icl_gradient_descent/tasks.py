@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,10 +30,10 @@ def sample_regression(
         gen: where the numbers come from; tokens are made on its device.
 
     Raises:
-        ValueError: ``n``, ``d`` or a scale is not positive.
+        ValueError: a size or a scale is not positive.
     """
-    positive(n=n, d=d, input_range=input_range, w_scale=w_scale)
     shape = (batch,) if isinstance(batch, int) else tuple(batch)
+    positive(batch=min(shape, default=1), n=n, d=d, input_range=input_range, w_scale=w_scale)
     where = gen.device
     w = w_scale * torch.randn(*shape, d, 1, generator=gen, device=where)
     tokens = torch.empty(*shape, n + 1, d + 1, device=where)
@@ -86,7 +88,7 @@ def separate_tokens(
 
 
 def positive(**values: int | float) -> None:
-    """Raise a ``ValueError`` for the first argument that is not positive."""
+    """Raise a ``ValueError`` for the first argument that is not positive and finite."""
     for name, value in values.items():
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise ValueError(f"{name}={value}: allowed is more than 0")

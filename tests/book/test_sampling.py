@@ -53,6 +53,10 @@ def test_all_can_be_asked_for(monkeypatch):
         ("lib/width/ntk.py", {"chapters/width/ntk", "reference/lib.width.ntk"}),
         ("lib/width/ntk/__init__.py", {"chapters/width/ntk", "reference/lib.width.ntk"}),
         ("lib/width/ntk/limit.py", {"chapters/width/ntk", "reference/lib.width.ntk.limit"}),
+        (
+            "tests/graders/width/ntk.py",
+            {"chapters/width/ntk", "reference/tests.graders.width.ntk"},
+        ),
         ("book/stage.py", set()),
         ("lib/__init__.py", set()),
     ],

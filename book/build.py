@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -15,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from book import report
+from book import extension, report, social
 from book.generated import Report, fill
+from book.pictures import Figure, Pictures, Thumbnail
 from book.reference import write_reference
 from book.source import ROOT, Source, SourceError
 from book.stage import Stage, chapter_page, copy_static, vega_bundle
@@ -52,6 +54,7 @@ def build(root: Path, fresh: bool = False) -> int:
     if not status:
         refresh(target / "stage" / "static", target / "html" / "_static")
         forget(target / "html", pages)
+        (target / "html" / "sitemap.xml").write_text(social.sitemap(source, pages), "utf-8")
     missing = [page for page in pages if not (target / "html" / f"{page}.html").is_file()]
     for page in missing[:10]:
         print(f"build: page {page}.html is missing", file=sys.stderr)
@@ -84,7 +87,7 @@ def stage_all(source: Source, target: Path) -> tuple[Stage, list[str]]:
     stage = Stage(target / "stage")
     runs = report.read(target / "report.json")
     problems = []
-    pictures: dict[str, str] = {}
+    figures: dict[str, Figure] = {}
     for chapter in source.chapters:
         run = runs.get(chapter.name, {})
         executed = target / "executed" / chapter.part / f"{chapter.slug}.ipynb"
@@ -97,8 +100,8 @@ def stage_all(source: Source, target: Path) -> tuple[Stage, list[str]]:
         else:
             try:
                 notebook = json.loads(executed.read_text("utf-8"))
-                thumbnail = chapter_page(source, chapter, notebook, run, stage)
-                pictures |= {chapter.name: thumbnail} if thumbnail else {}
+                figure = chapter_page(source, chapter, notebook, run, stage)
+                figures |= {chapter.name: figure} if figure else {}
             except SourceError as error:
                 problems.append(str(error))
             except json.JSONDecodeError:
@@ -108,15 +111,38 @@ def stage_all(source: Source, target: Path) -> tuple[Stage, list[str]]:
     copy_static(source, stage)
     stage.write("static/vega.js", vega_bundle(target / "cache"))
     stage.write("_config.yml", (source.root / "_config.yml").read_text("utf-8"))
+    code = [Path(module.__file__).read_bytes() for module in (extension, social)]
+    stage.write("_templates/press.txt", hashlib.sha256(b"".join(code)).hexdigest())
     bibliography = source.root / "book" / "references.bib"
     stage.write("references.bib", bibliography.read_text("utf-8"))
-    reference = write_pages(source, runs, stage, pictures)
+    pictures = Pictures(target / "cache" / "pictures")
+    thumbnails = write_thumbnails(figures, pictures, stage)
+    social.write_cards(source, runs, figures, pictures, stage)
+    pictures.finish()
+    reference = write_pages(source, runs, stage, thumbnails)
     stage.write("_toc.yml", contents_file(source, reference))
     stage.finish()
     return stage, [*dict.fromkeys([*source.toc_files, *reference]), "search"]
 
 
-def write_pages(source: Source, runs: Report, stage: Stage, pictures: dict[str, str]) -> list[str]:
+def write_thumbnails(
+    figures: dict[str, Figure], pictures: Pictures, stage: Stage
+) -> dict[str, Thumbnail]:
+    """The small picture of each chapter, for both themes."""
+    made = {}
+    for name, figure in figures.items():
+        files, width, height = {}, 0, 0
+        for mode in ("light", "dark"):
+            data, width, height = pictures.thumbnail(figure, mode)
+            files[mode] = f"thumbnails/{name}-{mode}.webp"
+            stage.write(f"static/{files[mode]}", data)
+        made[name] = Thumbnail(files["light"], files["dark"], width, height, figure.title)
+    return made
+
+
+def write_pages(
+    source: Source, runs: Report, stage: Stage, thumbnails: dict[str, Thumbnail]
+) -> list[str]:
     """Front matter, part openings and reference; returns the names of the reference's pages."""
     reference: list[str] = []
     for name in source.toc_files:
@@ -127,7 +153,7 @@ def write_pages(source: Source, runs: Report, stage: Stage, pictures: dict[str, 
         if not path.is_file():
             raise SourceError(f"_toc.yml names {name}, but there is no {folder}{name}.md")
         try:
-            text = fill(path.read_text("utf-8"), source, runs, pictures)
+            text = fill(path.read_text("utf-8"), source, runs, thumbnails)
         except SourceError as error:
             raise SourceError(f"{path.relative_to(source.root)}: {error}") from None
         if name == REFERENCE:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -10,16 +12,29 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
+from book import social
+
 CHART = "itr-chart"
+FINDER = "itr-filter"
 MATH = 'class="math'
 BUTTON, SET_UP = "itr-button", "tag_hide-cell"
 """Marks of what is no text of the book: the card's buttons, and a folded cell of imports."""
+
+
+HUSH = """
+new MutationObserver((changes) => changes.forEach(({ target }) =>
+  target.querySelector("svg")?.setAttribute("aria-hidden", "true")
+)).observe(document, { subtree: true, attributes: true, attributeFilter: ["data-itr"] });
+"""
+"""A chart is described as a whole; Vega's roles of single marks would be read out without names."""
 
 
 def add_scripts(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
     """Charts, mathematics in outputs, and the search page each bring their script."""
+    if pagename in social.UNLISTED:
+        context["pageurl"] = None  # no address that search engines should keep
     if pagename == "404":
         context["metatags"] = BASE + context.get("metatags", "")
     if pagename == "search":
@@ -27,14 +42,74 @@ def add_scripts(
         app.add_js_file("search.js", loading_method="defer")
     if doctree is None:
         return
+    context["metatags"] = context.get("metatags", "") + head_of(app, pagename, context, doctree)
     raw = [node.astext() for node in doctree.findall(nodes.raw)]
+    if any(FINDER in text for text in raw):
+        app.add_js_file("chapters.js", loading_method="defer")
     if any(CHART in text for text in raw):
         # charts.js fetches Vega when the first chart comes near the window.
         vega = context["pathto"]("_static/vega.js", resource=True)
+        app.add_js_file(None, body=HUSH)
         app.add_js_file("charts.js", loading_method="defer", **{"data-vega": vega})
     if any(MATH in text for text in raw):
         # Sphinx looks for mathematics in the text only, not in what a cell left.
         app.env.get_domain("math").data["has_equations"][pagename] = True
+
+
+def head_of(app: Sphinx, page: str, context: dict[str, Any], doctree: nodes.document) -> str:
+    """The card that other sites show for a link to this page."""
+    site = app.config.html_baseurl
+    if not site:
+        return ""
+    picture = f"social/{page.removeprefix('chapters/')}.png"
+    if not (Path(app.srcdir) / "static" / picture).is_file():
+        picture = social.BOOK
+    title = app.env.titles[page].astext() if page in app.env.titles else context.get("title", "")
+    return social.tags(site.rstrip("/") + "/", page, title, lead(doctree), picture)
+
+
+def lead(doctree: nodes.document) -> str:
+    """The page's first paragraph as plain text, cut to what a card shows."""
+    for section in doctree.findall(nodes.section):
+        for node in section.children:
+            if isinstance(node, nodes.paragraph):
+                copy = node.deepcopy()
+                for math in list(copy.findall(nodes.math)):
+                    math.replace_self(nodes.Text(math.astext().strip("\\").replace("\\", "")))
+                return social.shorten(copy.astext())
+    return ""
+
+
+SUMMARY = re.compile(
+    r"<a [^>]*>(?P<text>(?:(?!</a>).)*)</a>\s*<details[^>]*>\s*<summary(?=>)", re.S
+)
+"""Where the sidebar's menu opens a part: a button that shows a mark and no word."""
+
+
+def name_the_buttons(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Say what the sidebar's buttons open; take off roles that a bibliography may not have."""
+    menu = context.get("generate_toctree_html")
+    if callable(menu):
+
+        def named(*arguments: Any, **options: Any) -> Any:
+            made = menu(*arguments, **options)
+            return SUMMARY.sub(_named, str(made)) if made else made
+
+        context["generate_toctree_html"] = named
+    body = context.get("body")
+    if isinstance(body, str) and 'role="doc-biblioentry"' in body:
+        body = body.replace(' role="doc-biblioentry"', "")
+        context["body"] = body.replace('<div role="list" class="citation-list">', CITATIONS)
+
+
+CITATIONS = '<div class="citation-list">'
+
+
+def _named(match: re.Match[str]) -> str:
+    text = " ".join(re.sub(r"<[^>]*>", "", match["text"]).split()).replace('"', "&quot;")
+    return f'{match[0]} aria-label="{text}: its pages"'
 
 
 def index_the_text(app: Sphinx) -> None:
@@ -85,7 +160,7 @@ NOT_FOUND = """\
 <h1>There is no such page</h1>
 <p>It may have moved, or the address has a slip in it.</p>
 <p><a class="itr-button" href="index.html">The start page</a>
-<a class="itr-button" href="contents.html">All chapters</a>
+<a class="itr-button" href="gallery.html">All chapters</a>
 <a class="itr-button" href="search.html">Search</a></p>
 </section>
 """
@@ -112,4 +187,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", index_the_text)
     app.connect("html-collect-pages", not_found)
     app.connect("html-page-context", add_scripts, priority=400)  # before MathJax looks
+    app.connect("html-page-context", name_the_buttons, priority=900)  # after the theme
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -11,6 +11,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from book import gallery, map_page
+from book.pictures import Thumbnail
+from book.readers import readers
 from book.source import PARTS, Chapter, Paper, Source, SourceError
 from book.stage import duration, part_name
 
@@ -20,14 +23,22 @@ Report = dict[str, dict[str, Any]]
 MARK = re.compile(r"^<!-- generated: (?P<name>[\w-]+)(?: (?P<argument>\w+))? -->$", re.M)
 
 
-def fill(text: str, source: Source, report: Report, thumbnails: dict[str, str]) -> str:
+def fill(text: str, source: Source, report: Report, thumbnails: dict[str, Thumbnail]) -> str:
     """Replace every mark in a page."""
 
     def one(match: re.Match[str]) -> str:
         makers: dict[str, Callable[[], str]] = {
             "summary": lambda: summary(source, report),
-            "first-chapters": lambda: first_chapters(source, report, thumbnails),
-            "contents": lambda: contents(source, report, thumbnails),
+            "first-chapters": lambda: gallery.first_chapters(source, report, thumbnails),
+            "gallery": lambda: gallery.gallery(source, report, thumbnails),
+            "waiting": lambda: waiting(source),
+            "paths": lambda: "\n\n".join(
+                gallery.path(reader, source) for reader in readers(source.root)
+            ),
+            "route": lambda: map_page.route(source),
+            "map": lambda: map_page.drawing(source),
+            "outline": lambda: map_page.outline(source),
+            "background": lambda: map_page.brought(source),
             "papers": lambda: papers(source, match["argument"] or ""),
             "scoreboard": lambda: scoreboard(source, report),
             "run-times": lambda: run_times(source, report),
@@ -83,64 +94,19 @@ def summary(source: Source, report: Report) -> str:
     return text
 
 
-def contents(source: Source, report: Report, thumbnails: dict[str, str]) -> str:
-    """A card for each finished chapter, part by part, then how many papers wait."""
-    blocks: list[str] = []
-    for part in PARTS:
-        chapters = [chapter for chapter in source.chapters if chapter.part == part]
-        if not chapters:
-            continue
-        blocks += [f"## {part_name(part)}", "", "::::{grid} 1", ":gutter: 3", ":padding: 0"]
-        blocks += [":class-container: itr-gallery", ""]
-        for chapter in chapters:
-            blocks += [_card(chapter, report.get(chapter.name, {}), thumbnails), ""]
-        blocks += ["::::", ""]
-    waiting = len(source.papers) - len(source.chapters)
-    if waiting > 0:
-        blocks += ["## Still to be written", "", f"{waiting} papers wait for their chapter.", ""]
-        for part in PARTS:
-            open_papers = [paper for paper in _papers(source, part) if not _chapter(source, paper)]
-            if open_papers:
-                blocks += [f":::{{dropdown}} {part_name(part)} ({len(open_papers)})"]
-                blocks += [f"- {escape(paper.title)}" for paper in open_papers]
-                blocks += [":::", ""]
-    return "\n".join(blocks)
-
-
-def first_chapters(source: Source, report: Report, thumbnails: dict[str, str]) -> str:
-    """The first chapter of each of the first three parts that have one."""
-    first: dict[str, Chapter] = {}
-    for chapter in source.chapters:
-        first.setdefault(chapter.part, chapter)
-    if not first:
+def waiting(source: Source) -> str:
+    """The papers that have no chapter yet, part by part."""
+    count = len(source.papers) - len(source.chapters)
+    if count <= 0:
         return ""
-    blocks = [
-        "## Begin with one of these",
-        "",
-        f"::::{{grid}} 1 1 {min(3, len(first))} {min(3, len(first))}",
-    ]
-    blocks += [":gutter: 3", ":padding: 0", ":class-container: itr-first", ""]
-    for chapter in list(first.values())[:3]:
-        blocks += [_card(chapter, report.get(chapter.name, {}), thumbnails), ""]
-    return "\n".join([*blocks, "::::"])
-
-
-def _card(chapter: Chapter, run: dict[str, Any], thumbnails: dict[str, str]) -> str:
-    book = chapter.book
-    claims = run.get("claims") or []
-    asserted, hold, _ = tally(claims)
-    facts = [f"{book['minutes']} minutes"] if book.get("minutes") else []
-    if claims:
-        facts.append(f"{hold} of {asserted} claims hold")
-    paper = book.get("paper", {})
-    lines = [f":::{{grid-item-card}} {escape(book.get('title', chapter.slug))}"]
-    lines += [f":link: {chapter.docname}", ":link-type: doc"]
-    if chapter.name in thumbnails:
-        lines += [f":img-top: {thumbnails[chapter.name]}", ":img-alt: The chapter's main figure"]
-    lines += ["", f"{escape(paper.get('title', ''))} ({paper.get('year', '')})", ""]
-    if facts:
-        lines.append(f"[{' · '.join(facts)}]{{.itr-note}}")
-    return "\n".join([*lines, ":::"])
+    blocks = ["## Still to be written", "", f"{count} papers wait for their chapter.", ""]
+    for part in PARTS:
+        open_papers = [paper for paper in _papers(source, part) if not _chapter(source, paper)]
+        if open_papers:
+            blocks += [f":::{{dropdown}} {part_name(part)} ({len(open_papers)})"]
+            blocks += [f"- {escape(paper.title)}" for paper in open_papers]
+            blocks += [":::", ""]
+    return "\n".join(blocks)
 
 
 def papers(source: Source, part: str) -> str:

@@ -161,6 +161,11 @@ def _signature(
             kwarg=arguments.kwarg,
             defaults=arguments.defaults,
         )
+    for defaults in (arguments.defaults, arguments.kw_defaults):
+        for i, default in enumerate(defaults):
+            # Sphinx cannot read `*more` inside a default.
+            if default and any(isinstance(part, ast.Starred) for part in ast.walk(default)):
+                defaults[i] = ast.Constant(...)
     result = f" -> {ast.unparse(node.returns)}" if returns and node.returns else ""
     return f"({ast.unparse(arguments)}){result}"
 

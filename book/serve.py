@@ -10,6 +10,8 @@ import functools
 import http.server
 import socket
 import webbrowser
+from http import HTTPStatus
+from pathlib import Path
 
 from book.errors import BookError
 
@@ -18,11 +20,26 @@ TRIES = 20  # ports looked at, one after the other, unless one was asked for
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Files as they are now: a rebuilt page must not come from the browser's memory."""
+    """Files as they are now: a rebuilt page must not come from the browser's memory.
+
+    What is not there is answered by the book's own page, as static hosts do.
+    """
 
     def end_headers(self) -> None:
         self.send_header("Cache-Control", "no-cache")
         super().end_headers()
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        page = Path(self.directory) / "404.html"
+        if code != HTTPStatus.NOT_FOUND or not page.is_file():
+            return super().send_error(code, message, explain)
+        body = page.read_bytes()
+        self.send_response(code, message)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass

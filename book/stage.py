@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from book.pictures import Figure
 from book.source import PARTS, Chapter, Source, SourceError, tags_of, text_of
 
 Cell = dict[str, Any]
@@ -28,6 +29,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 SOLUTION = re.compile(
     r"^(?P<indent>[ \t]*)#+ *BEGIN SOLUTION.*?^[ \t]*#+ *END SOLUTION[^\n]*(?:\n|\Z)", re.M | re.S
 )
+COLORED = re.compile(r'<script data-itr="loader" type="image/svg\+xml">(.*?)</script>', re.S)
+"""The picture whose colors follow the page, which `lib.core.plots` leaves beside a chart."""
 ELEMENT = re.compile(r"<(script|style)\b(?P<attributes>[^>]*)>.*?</\1\s*>", re.S | re.I)
 LIBRARY_LINK = re.compile(
     r"""(?P<quote>["'])(?:\.\./)*(?P<path>lib/[\w/]+\.py(?:#[\w-]+)?)(?P=quote)"""
@@ -70,11 +73,11 @@ class Stage:
 
 def chapter_page(
     source: Source, chapter: Chapter, executed: dict[str, Any], run: dict[str, Any], stage: Stage
-) -> str | None:
+) -> Figure | None:
     """Write the chapter's notebook and its pictures to the stage.
 
-    The text is the chapter's as it is now, the outputs are those of `executed`. Returns the name of
-    the picture that stands for the chapter: the first of the cell tagged `thumbnail`.
+    The text is the chapter's as it is now, the outputs are those of `executed`. Returns the figure
+    that stands for the chapter: the first of the cell tagged `thumbnail`.
 
     Raises
     ------
@@ -143,6 +146,10 @@ KNOWN = re.compile(
 """The paragraph of the opening that says what a reader should know."""
 
 
+BEFORE = 6
+"""How many chapters to read before the card names; the map has them all."""
+
+
 def card(source: Source, chapter: Chapter, run: dict[str, Any], known: str = "") -> str:
     """What a reader wants to know first: paper, what is needed, how long, where to run it.
 
@@ -160,11 +167,21 @@ def card(source: Source, chapter: Chapter, run: dict[str, Any], known: str = "")
         reference += f" {{cite}}`{paper['key']}`"
     rows = [("Paper", reference)]
     for key, name in (("needs", "You need"), ("gives", "You get")):
-        items = [_concept(source, chapter, item) for item in book.get(key) or []]
+        link = _concept if key == "needs" else _chapter_or_text
+        items = [link(source, chapter, item) for item in book.get(key) or []]
         if key == "needs" and known:
             items = [known, *(item for item in items if item.startswith("["))]
         if items:
             rows.append((name, " · ".join(items)))
+    first = source.prerequisites.path.get(chapter.name, [])
+    if first:
+        links = [_chapter_or_text(source, chapter, other.name) for other in first]
+        total = source.prerequisites.minutes(chapter.name)
+        more = ""
+        if len(links) > BEFORE:
+            folder = posixpath.dirname(chapter.docname)
+            more = f" and [{len(links) - BEFORE} more]({posixpath.relpath('map', folder)}.md)"
+        rows.append(("Before this", f"{', '.join(links[:BEFORE])}{more} ({total} min to read)"))
     time = [f"{book['minutes']} minutes to read"] if book.get("minutes") else []
     if run.get("seconds") is not None:
         scale = "" if run.get("scale", "small") == "small" else f" at {run['scale']} scale"
@@ -186,12 +203,23 @@ def card(source: Source, chapter: Chapter, run: dict[str, Any], known: str = "")
 
 
 def _concept(source: Source, chapter: Chapter, name: str) -> str:
+    """What a chapter needs, as a link to the chapter that gives it, if one does."""
+    giver = source.prerequisites.giver(chapter, name)
+    text = _chapter_or_text(source, chapter, name)
+    return _link(chapter, giver, text) if giver and not text.startswith("[") else text
+
+
+def _chapter_or_text(source: Source, chapter: Chapter, name: str) -> str:
     """A concept by name, or a link when it names a chapter that is printed."""
     for other in source.chapters:
         if name in (other.slug, other.name) and other.name != chapter.name:
-            path = posixpath.relpath(other.docname, posixpath.dirname(chapter.docname))
-            return f"[{other.book.get('title', name)}]({path}.ipynb)"
+            return _link(chapter, other, other.book.get("title", name))
     return name.replace("_", " ")
+
+
+def _link(chapter: Chapter, other: Chapter, text: str) -> str:
+    path = posixpath.relpath(other.docname, posixpath.dirname(chapter.docname))
+    return f"[{text}]({path}.ipynb)"
 
 
 def duration(seconds: float) -> str:
@@ -345,7 +373,9 @@ class _Pictures:
         self.count = 0
         self.is_thumbnail = False
         """Whether the cell being printed is the one tagged `thumbnail`."""
-        self.thumbnail: str | None = None
+        self.title = ""
+        """What the figure being printed says above itself."""
+        self.thumbnail: Figure | None = None
 
     def tag(self, data: dict[str, Any], description: str, where: str) -> str:
         """Write the best picture in a MIME bundle; return the `<img>` that shows it."""
@@ -364,8 +394,8 @@ class _Pictures:
         file = content if is_text else base64.b64decode(content)
         self.stage.write(f"static/{name}", file)
         if self.is_thumbnail and self.thumbnail is None:
-            self.thumbnail = f"thumbnails/{self.chapter.name}.{self.suffixes[mime]}"
-            self.stage.write(self.thumbnail, file)
+            colored = COLORED.search(_joined(data.get("text/html", "")))
+            self.thumbnail = Figure(self.title or description, colored[1] if colored else file)
         alt = html.escape(description, quote=True)
         return (
             f'<img class="itr-picture" src="../../_static/{name}" alt="{alt}"'
@@ -393,7 +423,9 @@ def _outputs(
             if output.get("name") == "stdout" and text.strip():
                 yield {"output_type": "stream", "name": "stdout", "text": text}
             continue
-        alt = output.get("metadata", {}).get("figure", {}).get("description") or description
+        shown = output.get("metadata", {}).get("figure", {})
+        alt = shown.get("description") or description
+        pictures.title = shown.get("title", "")
         data = _printable(source, output.get("data", {}), pictures, alt, where)
         if data:
             yield {"output_type": "display_data", "data": data, "metadata": {}}

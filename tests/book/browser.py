@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import threading
@@ -87,6 +88,14 @@ def served(folder: Path) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def axe() -> str:
+    """Deque's checker of accessibility as a script; the Python package carries it."""
+    spec = importlib.util.find_spec("axe_playwright_python")
+    if spec is None or spec.origin is None:
+        missing("axe is not installed: pip install axe-playwright-python")
+    return (Path(spec.origin).parent / "axe.min.js").read_text("utf-8")
 
 
 class Visit:

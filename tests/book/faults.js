@@ -111,6 +111,7 @@
       const drawn = marks.filter((m) => m.localName !== "path" || (m.getAttribute("d") || "").length > 4);
       if (!drawn.length) faults.push(`${name} is empty`);
       if (marks.some((m) => /NaN|undefined|Infinity/.test(m.outerHTML.slice(0, 2000)))) faults.push(`${name} holds NaN`);
+      if (svg.getAttribute("aria-hidden") !== "true") faults.push(`${name}: its marks are read out without names`);
       const box = svg.getBoundingClientRect();
       if (box.width < 80 || box.height < 40) faults.push(`${name} is ${box.width} by ${box.height} pixels`);
     });

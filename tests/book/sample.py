@@ -100,7 +100,7 @@ def project(root: Path) -> Source:
     shutil.copytree(ROOT / "book" / "pages", root / "book" / "pages")
     for name in ("static", "templates"):
         shutil.copytree(ROOT / "book" / name, root / "book" / name)
-    for name in ("papers.csv", "references.bib"):
+    for name in ("papers.csv", "references.bib", "background.yml", "readers.yml"):
         shutil.copy(ROOT / "book" / name, root / "book" / name)
     shutil.copy(ROOT / "_config.yml", root / "_config.yml")
     module = root / "lib" / PART / f"{SLUG}.py"

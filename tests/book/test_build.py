@@ -7,11 +7,13 @@ import json
 import re
 import shutil
 import sys
+from xml.etree import ElementTree
 
 import pytest
 import yaml
+from PIL import Image
 
-from book import build, generated, reference
+from book import build, generated, reference, social
 from book.source import PARTS, ROOT, Source, SourceError
 from tests.book import sample
 
@@ -58,6 +60,7 @@ def test_no_page_names_a_script_of_another_host(site):
         foreign = re.findall(
             r'<(?:script|img|link|iframe)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*', text
         )
+        foreign = [tag for tag in foreign if 'rel="canonical"' not in tag]  # names, fetches nothing
         assert not foreign, (page.name, foreign)
         assert not re.search(r"unpkg|jsdelivr|cdnjs|thebe|require\.js", text), page.name
 
@@ -74,9 +77,61 @@ def test_no_solution_is_anywhere_in_the_site(site):
 def test_the_front_page_shows_where_to_begin(site, project, runs):
     front = (site / "index.html").read_text("utf-8")
     assert "Begin with one of these" in front and "chapters/width/ntk.html" in front
-    assert "thumbnails" in generated.first_chapters(
-        project, runs, {"width/ntk": "thumbnails/a.svg"}
-    )
+    assert "_static/thumbnails/width/ntk-dark.webp" in front
+
+
+def test_the_gallery_is_a_whole_list_without_scripts(site):
+    page = (site / "gallery.html").read_text("utf-8")
+    (card,) = re.findall(r'<li class="itr-chapter".*?</li>', page, re.S)
+    for part in ("learn like kernels</a>", "(2018)", "25 min to read", "23 s to run"):
+        assert part in card
+    assert "2 of 3 claims hold" in card and "itr-badge-part" in card
+    assert 'alt="Wider networks move less"' in card and card.count('loading="lazy"') == 2
+    for mode in ("light", "dark"):
+        assert (site / f"_static/thumbnails/width/ntk-{mode}.webp").read_bytes()[8:12] == b"WEBP"
+    assert '<form class="itr-filter" role="search"' in page and "hidden>" in page
+    assert "chapters.js" in page and "chapters.js" not in (site / "preface.html").read_text("utf-8")
+
+
+def test_the_map_and_the_paths_are_printed(site):
+    page = (site / "map.html").read_text("utf-8")
+    assert '<option value="width/ntk">' in page and '<svg viewBox="0 0 ' in page
+    assert "you bring linear algebra, gradient descent" in page and "singular value" in page
+    paths = (site / "paths.html").read_text("utf-8")
+    assert "Together 25 minutes to read." in paths and "are being written" in paths
+
+
+def test_other_sites_learn_what_a_page_is(site, project):
+    home = project.site
+    assert home.startswith("https://") and home.endswith("/")
+    chapter = (site / "chapters/width/ntk.html").read_text("utf-8")
+    head = dict(re.findall(r'<meta (?:property|name)="([\w:]+)" content="([^"]*)"', chapter))
+    assert head["og:title"] == "Very wide networks learn like kernels"
+    assert head["og:description"].startswith("Training moves a million weights")
+    assert len(head["og:description"]) <= 200 and head["description"] == head["og:description"]
+    assert head["og:url"] == f"{home}chapters/width/ntk.html"
+    assert head["og:image"] == f"{home}_static/social/width/ntk.png"
+    assert f'<link rel="canonical" href="{home}chapters/width/ntk.html"' in chapter
+    preface = (site / "preface.html").read_text("utf-8")
+    assert f'content="{home}_static/social/index.png"' in preface
+    for name in ("index", "width/ntk"):
+        with Image.open(site / f"_static/social/{name}.png") as picture:
+            assert picture.size == (1200, 630) and picture.format == "PNG"
+    assert "canonical" not in (site / "404.html").read_text("utf-8")
+
+
+def test_the_map_of_the_site_lists_every_page(site, project):
+    root = ElementTree.parse(site / "sitemap.xml").getroot()
+    listed = {element.text for element in root.iter() if element.tag.endswith("loc")}
+    pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    pages -= {f"{name}.html" for name in social.UNLISTED} | {"index.html"}
+    pages = {page for page in pages if not page.startswith("_")}
+    assert listed == {project.site, *(project.site + page for page in pages)}
+
+
+def test_buttons_of_the_menu_say_what_they_open(site):
+    page = (site / "index.html").read_text("utf-8")
+    assert 'aria-label="Width: its pages"' in page and "<summary>" not in page
 
 
 def test_a_name_that_two_modules_use_links_to_neither(site):
@@ -231,6 +286,7 @@ def test_the_reference_reads_without_importing(project):
     [
         ("def f(a, b=1, *c, d: int = 2, **e) -> int: ...", "(a, b=1, *c, d: int=2, **e) -> int"),
         ("def f(a, /, b): ...", "(a, /, b)"),
+        ("def f(a=(*B, 1), *, c=[*D]): ...", "(a=..., *, c=...)"),
     ],
 )
 def test_signature(code, signature):

@@ -200,6 +200,23 @@ WRONG = {
 }
 
 
+WRONG |= {
+    "nobody gives it": (
+        lambda n: n["metadata"]["book"].update(needs=["gradient decent"]),
+        "needs 'gradient decent', which no earlier chapter gives; name a chapter or what one "
+        "gives, or add it to book/background.yml; did you mean 'gradient descent'?",
+    ),
+    "given by itself": (
+        lambda n: n["metadata"]["book"].update(needs=["kernel regime"]),
+        "needs 'kernel regime', which it gives itself; take it out of needs or gives",
+    ),
+    "a later chapter": (
+        lambda n: n["metadata"]["book"].update(needs=["pointer_networks"]),
+        "needs 'pointer_networks', which comes later in the book; need something earlier",
+    ),
+}
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_named_in_one_line(project, name):
     change, line = WRONG[name]
@@ -255,6 +272,17 @@ def test_contents_and_bibliography(project):
     findings = "\n".join(map(str, check.check(Source(project.root))))
     assert "_toc.yml: lists prefaces, which does not exist" in findings
     assert "references.bib: key jacot2018ntk stands 2 times; keep one" in findings
+
+
+def test_background_and_paths(project):
+    background = project.root / "book/background.yml"
+    background.write_text(background.read_text() + "More: [Linear_Algebra]\n")
+    paths = project.root / "book/readers.yml"
+    paths.write_text(paths.read_text().replace("width/ntk", "width/nkt"))
+    findings = "\n".join(map(str, check.check(Source(project.root))))
+    assert "book/background.yml: 'linear algebra' stands there twice; keep one" in findings
+    assert "lists 'width/nkt', which is no paper of book/papers.csv" in findings
+    assert "did you mean 'width/ntk'?" in findings
 
 
 def test_the_budget(project):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import urllib.error
 import urllib.request
 
 import pytest
@@ -134,6 +135,13 @@ def test_serve_answers_on_localhost_and_names_a_taken_port(tree, capsys):
         address = f"http://127.0.0.1:{server.server_port}/"
         with urllib.request.urlopen(address, timeout=5) as answer:
             assert b"the book" in answer.read()
+        with pytest.raises(urllib.error.HTTPError) as plain:
+            urllib.request.urlopen(f"{address}no/where.html", timeout=5)
+        assert plain.value.code == 404 and b"our own page" not in plain.value.read()
+        tree.write("_build/html/404.html", "<p>our own page</p>")
+        with pytest.raises(urllib.error.HTTPError) as own:
+            urllib.request.urlopen(f"{address}no/where.html", timeout=5)
+        assert own.value.code == 404 and own.value.read() == b"<p>our own page</p>"
         says = refused(capsys, tree, "serve", "--port", str(server.server_port))
         assert f"port {server.server_port} is taken" in says
     finally:

@@ -8,6 +8,7 @@ Looks at `_build/html` (or the folder named by BOOK_SITE) as `python -m book bui
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from book.source import ROOT
-from tests.book.browser import Visit, browser, missing, served
+from tests.book.browser import Visit, axe, browser, missing, served
 from tests.book.sampling import changes, sample, turn
 
 pytestmark = pytest.mark.site
@@ -115,15 +116,38 @@ def test_closely(name: str, site):
         desk.settle()
         faults = weight(answers) if name in CHAPTERS else []
         faults += look(desk, "charts", "sideways", "narrow")
+        desk.page.evaluate(axe())
         for mode in ("light", "dark"):
             faults += theme(desk, mode)
             faults += [f"{mode}: {fault}" for fault in look(desk, "illegible")]
+            faults += [f"{mode}: {fault}" for fault in barriers(desk, contrast=True)]
+        faults += barriers(desk, contrast=False)  # the same in both themes
         faults += still_controls(desk) + noise(desk)
     if name in CHARTED:
         with visit(site, **DESKTOP, java_script_enabled=False) as desk:
             desk.open(name)
             faults += missing_pictures(desk, name) + noise(desk)
     assert not faults, f"{name}:\n" + "\n".join(faults)
+
+
+def barriers(visit: Visit, contrast: bool) -> list[str]:
+    """What axe calls serious or critical: either contrast, or all the rest.
+
+    Charts and listings are thousands of elements; `illegible` has measured their text, and inside
+    a chart nothing is read out (`faults.charts`).
+    """
+    rule = "color-contrast"
+    rules = {"runOnly": [rule]} if contrast else {"rules": {rule: {"enabled": False}}}
+    # Without `preload` axe would fetch style sheets again, some from the wrong place.
+    options = {"resultTypes": ["violations"], "preload": False, **rules}
+    left_out = [[".itr-chart svg"], *([["pre"]] if contrast else [])]
+    return visit.page.evaluate(BARRIERS, [{"exclude": left_out}, options])
+
+
+BARRIERS = """async ([where, options]) => (await axe.run(where, options)).violations
+  .filter((found) => ["serious", "critical"].includes(found.impact))
+  .flatMap((found) => found.nodes.slice(0, 3).map((node) =>
+    `${found.id} (${found.impact}, ${found.nodes.length} times): ${node.html.slice(0, 160)}`))"""
 
 
 def noise(visit: Visit) -> list[str]:
@@ -226,6 +250,97 @@ def test_search_quotes_the_prose(desk: Visit):
     assert not desk.errors and not desk.foreign
 
 
+CARDS = ".itr-chapter"
+SHOWN = ".itr-chapter:not([hidden])"
+
+
+@pytest.mark.skipif(not CHAPTERS, reason="no chapter is printed")
+def test_the_gallery_filters_without_a_server_and_by_keyboard(site):
+    """From a file, with the keys alone; the address remembers what was asked for."""
+    chromium, _ = site
+    with visit((chromium, SITE.as_uri()), **DESKTOP) as desk:
+        desk.open("gallery.html")
+        page = desk.page
+        count = page.locator(CARDS).count()
+        assert count == len(CHAPTERS) == page.locator(SHOWN).count()
+        assert page.locator(".itr-found").inner_text() == f"{count} chapters"
+        title = page.locator(f"{CARDS} a").last.inner_text()
+        page.locator("#itr-words").focus()
+        page.keyboard.type(title.upper())
+        assert page.locator(SHOWN).count() >= 1
+        assert title in page.locator(SHOWN).first.inner_text()
+        page.keyboard.press("Escape")
+        assert page.locator(SHOWN).count() == count
+        page.keyboard.type("no chapter has these words")
+        assert page.locator(SHOWN).count() == 0 and page.locator("main h1").last.is_visible()
+        assert "No chapter fits" in page.locator(".itr-found").inner_text()
+        page.keyboard.press("Escape")
+        page.keyboard.press("Tab")
+        page.keyboard.press("ArrowDown")
+        part = page.locator("#itr-part").input_value()
+        assert part and {part} == set(page.locator(SHOWN).evaluate_all(PARTS_SHOWN))
+        page.reload()
+        assert page.locator("#itr-part").input_value() == part
+        assert page.locator(SHOWN).count() <= count
+        assert not desk.errors
+
+
+PARTS_SHOWN = "cards => cards.map(card => card.dataset.part)"
+
+
+@pytest.mark.skipif(not CHAPTERS, reason="no chapter is printed")
+def test_without_scripts_every_chapter_is_there(site):
+    with visit(site, **DESKTOP, java_script_enabled=False) as desk:
+        desk.open("gallery.html")
+        assert desk.page.locator(CARDS).count() == len(CHAPTERS)
+        assert desk.page.locator(f"{CARDS} h2 a, {CARDS} h3 a").last.is_visible()
+        assert not desk.page.locator(".itr-filter").is_visible()
+        desk.open("map.html")
+        assert desk.page.locator(".itr-map li a").count() == len(CHAPTERS)
+
+
+@pytest.mark.skipif(not CHAPTERS, reason="no chapter is printed")
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_the_gallery_fetches_only_pictures_that_are_seen(site, mode):
+    other = {"light": "dark", "dark": "light"}[mode]
+    with visit(site, **DESKTOP, color_scheme=mode) as desk:
+        answers = []
+        desk.page.on("response", lambda answer: answers.append(answer))
+        desk.open("gallery.html")
+        desk.page.locator(f".itr-thumbnail img.only-{mode}").first.scroll_into_view_if_needed()
+        desk.page.wait_for_load_state("networkidle")
+        pictures = [answer for answer in answers if "/thumbnails/" in answer.url]
+        assert pictures and not [answer.url for answer in pictures if f"-{other}." in answer.url]
+        assert not weight(answers)
+        sizes = [len(answer.body()) for answer in pictures]
+        assert max(sizes) < 30_000 and sum(sizes) / len(sizes) < 15_000, sizes
+
+
+@pytest.mark.skipif(not CHAPTERS, reason="no chapter is printed")
+def test_the_map_shows_the_way_to_a_chapter(site):
+    chromium, _ = site
+    with visit((chromium, SITE.as_uri()), **PHONE) as phone:
+        phone.open("map.html")
+        needs = json.loads(phone.page.locator("#itr-needs").text_content())
+        name = max(needs, key=lambda name: len(needs[name]["before"]))
+        phone.page.locator("#itr-goal").select_option(name)
+        links = phone.page.locator("#itr-route a").evaluate_all("all => all.map(a => a.href)")
+        wanted = [*needs[name]["before"], name]
+        assert [link.removeprefix(f"{SITE.as_uri()}/") for link in links] == [
+            needs[other]["page"] for other in wanted
+        ]
+        on = phone.page.locator(".itr-map li.itr-on").evaluate_all(
+            "all => all.map(e => e.dataset.name)"
+        )
+        assert on == wanted
+        minutes = phone.page.locator("#itr-route p").inner_text()
+        total = sum(needs[other]["minutes"] for other in wanted)
+        assert (f"{total} minutes" if total < 100 else f"{total // 60} h") in minutes
+        phone.page.reload()
+        assert phone.page.locator("#itr-goal").input_value() == name
+        assert not phone.errors
+
+
 def test_a_page_that_is_not_there_says_so_at_any_depth(site):
     text = (SITE / "404.html").read_text("utf-8")
     with visit(site, **DESKTOP) as desk:
@@ -236,8 +351,8 @@ def test_a_page_that_is_not_there_says_so_at_any_depth(site):
             # What the browser fetches ahead of the page's own base is in vain, and harmless.
             assert not desk.foreign and desk.page.get_by_text("no such page").is_visible()
             assert desk.page.evaluate(STYLED) == ["charts.css", "icons.css", "book.css"]
-            desk.page.get_by_role("link", name="All chapters").click()
-            desk.page.wait_for_url("**/contents.html")
+            desk.page.locator("#no-such-page").get_by_role("link", name="All chapters").click()
+            desk.page.wait_for_url("**/gallery.html")
             assert desk.page.url.count("/") == 3
 
 

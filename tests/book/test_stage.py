@@ -143,7 +143,12 @@ def test_pictures_become_files_with_a_description(project, result, tmp_path):
     html = picture["outputs"][0]["data"]["text/html"]
     assert 'alt="A small square that is gray all over."' in html
     assert (tmp_path / "static/figures/width/ntk/3.png").read_bytes()[1:4] == b"PNG"
-    assert (tmp_path / "thumbnails/width/ntk.svg").is_file()
+
+
+def test_the_figure_that_stands_for_the_chapter_keeps_its_colors(project, result, tmp_path):
+    figure = chapter_page(project, project.chapters[0], result, RUN, Stage(tmp_path))
+    assert figure.title == "Wider networks move less"
+    assert figure.content.startswith("<svg") and "var(--itr-c1" in figure.content
 
 
 def test_a_picture_without_description_is_refused(project, result, tmp_path):

@@ -332,6 +332,25 @@ def test_heatmap_keeps_the_order_of_rows_and_writes_legible_numbers():
     assert chart.to_dict()["layer"][0]["encoding"]["y"]["sort"] == ["z", "a"]
 
 
+@pytest.mark.parametrize("scheme", ["sequential", "diverging"])
+def test_numbers_in_cells_are_legible_over_the_whole_scale(scheme):
+    """Measured in the drawn picture; the colors of cells and numbers are those of both themes."""
+    values = np.linspace(-1, 1, 400).reshape(20, 20)
+    chart = charts.heatmap(values, scheme=scheme, domain=(-1, 1), text=".2f")
+    svg = bundle.draw(chart.to_dict())[0]
+    cells = re.findall(r'<path d="M[^"]*" fill="rgb\((\d+), (\d+), (\d+)\)"', svg)
+    numbers = re.findall(r'fill="(#[0-9a-f]{6})"[^>]*>[-−]?\d\.\d\d</text>', svg)
+    assert len(cells) == len(numbers) == 400 and set(numbers) == {"#000000", "#ffffff"}
+    grounds = ["#" + "".join(f"{int(channel):02x}" for channel in cell) for cell in cells]
+    assert min(map(contrast, numbers, grounds)) >= 4.5
+
+
+def test_an_empty_cell_says_nothing():
+    chart = charts.heatmap([[1.0, np.nan], [2.0, 3.0]], text=".1f")
+    svg = bundle.draw(chart.to_dict())[0]
+    assert "null" not in svg and "NaN" not in svg and ">3.0<" in svg
+
+
 def test_a_diverging_heatmap_is_centered_at_zero():
     chart = charts.heatmap([[-1.0, 4.0]], scheme="diverging")
     assert chart.to_dict()["encoding"]["color"]["scale"]["domain"] == [-4.0, 4.0]

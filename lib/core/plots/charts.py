@@ -240,9 +240,13 @@ def heatmap(
     size = {"width": alt.Step(cell), "height": alt.Step(cell)}
     if text is None:
         return cells.properties(**size)
-    numbers = base.mark_text(fontSize=max(9, min(12, cell // 3))).encode(
-        text=alt.Text("value:Q", format=text),
-        color=alt.condition("datum.bright", alt.value("#000000"), alt.value("#ffffff")),
+    numbers = (
+        base.mark_text(fontSize=max(9, min(12, cell // 3)))
+        .encode(
+            text=alt.Text("value:Q", format=text),
+            color=alt.condition("datum.bright", alt.value("#000000"), alt.value("#ffffff")),
+        )
+        .transform_filter("isValid(datum.value)")  # an empty cell would say "null" on the page
     )
     return alt.layer(cells, numbers).properties(**size)
 

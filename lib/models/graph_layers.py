@@ -129,7 +129,13 @@ class GCN(nn.Module):
         return normalized(edge_index, n, 0.5, True, edge_attr, dtype)
 
     def aggregate(self, x: Tensor, edge_index: Edges, edge_attr: Tensor | None = None) -> Tensor:
-        """The normalized sum over neighbors and oneself; no parameters."""
+        """The normalized sum over neighbors and oneself; no parameters.
+
+        Raises:
+            ValueError: ``edge_attr`` beside a matrix, which holds the weights already.
+        """
+        if is_matrix(edge_index) and edge_attr is not None:
+            raise ValueError("edge_attr: a matrix holds the weights already; give them to `matrix`")
         if not is_matrix(edge_index):
             edge_index = self.matrix(edge_index, len(x), edge_attr, x.dtype)
         return propagate(edge_index, x)

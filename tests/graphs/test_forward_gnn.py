@@ -31,6 +31,7 @@ from lib.graphs.forward_gnn import (
     split_links,
     wrong_labels,
 )
+from lib.models.graph_layers import Relational
 from tests.helpers import assert_close, raises
 
 C = 4
@@ -243,6 +244,32 @@ def test_permuted_links_carry_nothing():
     assert accuracy(guess, g) <= 1.6 / C < 0.6 < accuracy(fair.predict(g), g)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_another_graph_is_judged_by_its_own_nodes(mode):
+    # Of the same size as the training graph, and of another size.
+    g, net = graph(20), model(mode, (8, 16, 16))
+    net.fit(g, 3, 1e-2)
+    for other in (graph(20, seed=1), graph(30, seed=1)):
+        scores = net.scores(other)
+        assert scores.shape[1] == other.n
+        order = torch.randperm(other.n, generator=child(0, "order"))
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(other.n))
+        masks = {k: getattr(other, k)[order] for k in ("y", "train", "val", "test")}
+        moved = replace(other, x=other.x[order], edge_index=place[other.edge_index], **masks)
+        assert_close(net.scores(moved), scores[:, order], 1e-4)
+
+
+def test_two_kinds_of_links_are_two_sage_layers():
+    g, net = graph(), ForwardGNN("sf", "relational", [8, 12], C, gen=child(0, "two"))
+    net.prepare(g)
+    linked = net.augmenter(g.y, g.train)
+    kind = (linked.edge_index >= g.n).any(0).long()
+    conv = net.layers[0].conv
+    direct = Relational.forward(conv, F.normalize(linked.x, dim=1), linked.edge_index,
+                                edge_type=kind)  # fmt: skip
+    assert_close(net.embed(g)[0], direct.relu(), 1e-6)
+
+
 def test_alternating_updates_and_same_seed_same_numbers():
     g = graph()
     for order in ("all", "alternate"):
@@ -359,4 +386,57 @@ def test_errors():
         model("sf").fit(replace(g, val=None), 3, patience=2)
     with raises(ValueError, match="allowed are 'sf' and 'sf_top2loss'"):
         model("ff_la").embed(g)
+    for mode in MODES:
+        with raises(RuntimeError, match="call fit"):
+            model(mode).scores(g)
+    with raises(RuntimeError, match="call fit"):
+        model("ff_la").losses(g)
+    with raises(RuntimeError, match="call fit"):
+        model("sf").embed(g)
+    with raises(ValueError, match="temperature=0: allowed"):
+        model("sf", temperature=0)
+    with raises(ValueError, match="check=0: allowed is 1"):
+        model("sf").fit(g, 3, patience=2, check=0)
+    with raises(ValueError, match="trains all layers at once"):
+        model("sf_top2loss").fit(g, 3, patience=2)
+    with raises(ValueError, match="takes 5 of torch.float32"):
+        model("sf", (5, 4)).fit(g, 3)
+    with raises(ValueError, match="8 features of torch.float64"):
+        model("sf").fit(replace(g, x=g.x.double()), 3)
+    none = g.y.clone()
+    none[g.train.nonzero()[0]] = -1
+    for mode, verb in (("ff_la", "appended"), ("sf", "linked")):
+        with raises(ValueError, match=f"labels to be {verb} go from -1 to 3"):
+            model(mode).fit(replace(g, y=none), 3)
+    net = model("sf_top2input")
+    net.prepare(g)
+    with raises(ValueError, match="times=\\(0,\\): allowed"):
+        net.scores(g, times=(0,))
+    net = model("ff_la")
+    net.prepare(g)
+    with raises(ValueError, match="wrong labels were drawn for 160 nodes, the graph has 80"):
+        net.losses(graph(20))
+
+
+def test_errors_of_what_it_is_compared_with():
+    g = graph()
+    net = BackpropGNN([8, 6, C])
+    for val in (None, g.val & False):
+        with raises(ValueError, match="best=True: the graph has no validation nodes"):
+            fit_backprop(net, replace(g, val=val), 3)
+    with raises(ValueError, match="training nodes in the mask train"):
+        fit_backprop(net, replace(g, y=None), 3)
+    with raises(ValueError, match="epochs=0"):
+        LocalHeads([8, 6], C).fit(g, 0)
+    for mask in (None, g.test & False):
+        with raises(ValueError, match="no nodes in the mask"):
+            accuracy(g.y, replace(g, test=mask))
+    with raises(ValueError, match="and no NaN"):
+        auc(torch.tensor([float("nan")]), torch.zeros(3))
+    with raises(ValueError, match="0 and 3 scores"):
+        auc(torch.zeros(0), torch.zeros(3))
+    with raises(ValueError, match=r"widths=\[\]"):
+        ForwardLinks("sf")
+    with raises(ValueError, match="epochs=0 with"):
+        ForwardLinks("sf", "gcn", [8, 4]).fit(split_links(g, 0.2, child(0, "links")), 0)
     assert set(fg.__all__) <= set(dir(fg))

@@ -48,6 +48,10 @@ class Graph:
                 raise ValueError(
                     f"edge_index goes from {low} to {high}; nodes are 0 to {self.n - 1}"
                 )
+        if self.edge_attr is not None and len(self.edge_attr) != self.edge_index.shape[1]:
+            raise ValueError(
+                f"edge_attr has {len(self.edge_attr)} entries for {self.edge_index.shape[1]} edges"
+            )
         for name in ("y", "train", "val", "test"):
             given = getattr(self, name)
             if given is not None and len(given) != self.n:
@@ -170,12 +174,14 @@ def split_nodes(graph: Graph, train: float, val: float, gen: torch.Generator) ->
     """The graph with random masks: shares ``train`` and ``val`` of all nodes, test is the rest.
 
     Raises:
-        ValueError: shares that are not positive or leave nothing to test on.
+        ValueError: shares that are not positive or leave nothing to train or to test on.
     """
     if min(train, val) < 0 or train == 0 or train + val >= 1:
         raise ValueError(f"train={train}, val={val}: allowed are train > 0, val >= 0, sum < 1")
     order = torch.randperm(graph.n, generator=gen).to(graph.x.device)
     a, b = round(train * graph.n), round((train + val) * graph.n)
+    if a == 0 or b == graph.n:
+        raise ValueError(f"train={train}, val={val}: {graph.n} nodes are too few for these shares")
     masks = {}
     for name, part in (("train", order[:a]), ("val", order[a:b]), ("test", order[b:])):
         masks[name] = torch.zeros(graph.n, dtype=torch.bool, device=order.device)

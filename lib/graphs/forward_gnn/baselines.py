@@ -88,14 +88,23 @@ def fit_backprop(
     """Cross-entropy on the training nodes, Adam with L2 penalty, through all layers.
 
     With ``best`` the weights of the best validation epoch are kept, looked at every ``check``.
+
+    Raises:
+        ValueError: no labels or training nodes, no validation nodes with ``best``, or ``epochs``
+            or ``check`` below 1.
     """
+    _check(graph, epochs)
+    if best and (graph.val is None or not graph.val.any()):
+        raise ValueError("best=True: the graph has no validation nodes")
+    if check < 1:
+        raise ValueError(f"check={check}: allowed is 1 or more")
     edges, train = model.edges(graph), graph.train
     top: dict[str, Any] = {"val": -1.0}
 
     def loss(net: nn.Module, batch: tuple) -> Tensor:
         out = net(graph.x, edges)[train]
         if net.feedback == "drtp":
-            targets = F.one_hot(graph.y, out.shape[1]).to(out) * train[:, None]
+            targets = F.one_hot(graph.y.clamp_min(0), out.shape[1]).to(out) * train[:, None]
             net.signal.value = -targets / train.sum()  # the error's sign: too little of this class
         return F.cross_entropy(out, graph.y[train])
 
@@ -148,6 +157,7 @@ class LocalHeads(nn.Module):
 
     def fit(self, graph: Graph, epochs: int, lr: float = 1e-2) -> History:
         """Train layer after layer, each with its head, by cross-entropy on the training nodes."""
+        _check(graph, epochs)
         x, edges, history = graph.x, self.edges(graph), History()
         with stopwatch() as watch:
             for l, (layer, head) in enumerate(zip(self.layers, self.heads, strict=True)):
@@ -232,6 +242,7 @@ def fit_pepita(
     """
     if model.conv not in ("gcn", "sage") or model.feedback is not None:
         raise ValueError("model: PEPITA needs a GCN or SAGE without feedback of its own")
+    _check(graph, epochs)
     edges, history = model.edges(graph), History()
     f, c = graph.x.shape[1], model.layers[-1].linear.out_features
     matrix = strength * (2 / f) ** 0.5 * torch.randn(c, f, generator=gen)
@@ -247,6 +258,19 @@ def fit_pepita(
 
 
 def accuracy(guess: Tensor, graph: Graph, mask: Tensor | None = None) -> float:
-    """Share of right guesses on the test nodes, or on those of another mask."""
+    """Share of right guesses on the test nodes, or on those of another mask.
+
+    Raises:
+        ValueError: the mask is missing or empty, or the graph has no labels.
+    """
     mask = graph.test if mask is None else mask
+    if graph.y is None or mask is None or not mask.any():
+        raise ValueError("accuracy: no labels, or no nodes in the mask")
     return (guess == graph.y)[mask].double().mean().item()
+
+
+def _check(graph: Graph, epochs: int) -> None:
+    if graph.y is None or graph.train is None or not graph.train.any():
+        raise ValueError("the graph needs labels y and training nodes in the mask train")
+    if epochs < 1:
+        raise ValueError(f"epochs={epochs}: allowed is 1 or more")

@@ -85,6 +85,8 @@ class ForwardLinks(nn.Module):
             raise ValueError(f"mode={mode!r}: allowed are 'sf', 'sf_top2loss' and 'bp'")
         if conv not in CONVS or conv == "relational":
             raise ValueError(f"conv={conv!r}: allowed are 'gcn', 'sage', 'gat' and 'none'")
+        if len(widths) < 2 or min(widths) < 1:
+            raise ValueError(f"widths={list(widths)}: the features' length, then one per layer")
         if mode == "sf_top2loss" and len(set(widths[1:])) > 1:
             raise ValueError(f"widths={list(widths)}: 'sf_top2loss' averages layers of one width")
         self.mode, self.conv = mode, conv
@@ -93,7 +95,15 @@ class ForwardLinks(nn.Module):
         self.layers = nn.ModuleList(Layer(CONVS[conv](a, b, gen=self.gen)) for a, b in pairs)
 
     def fit(self, split: LinkSplit, epochs: int, lr: float = 1e-2, clip: float = 1.0) -> History:
-        """Cross-entropy of training edges against as many non-edges, which are drawn once."""
+        """Cross-entropy of training edges against as many non-edges, which are drawn once.
+
+        Raises:
+            ValueError: ``epochs`` below 1, or a split without training edges.
+        """
+        if epochs < 1 or split.train.shape[1] == 0:
+            raise ValueError(
+                f"epochs={epochs} with {split.train.shape[1]} edges: allowed are 1 or more of both"
+            )
         graph, history = split.graph, History()
         x, edges = graph.x, self._edges(graph)
         objective = link_loss(split.train, non_edges(graph, split.train.shape[1], self.gen))
@@ -148,7 +158,7 @@ class ForwardLinks(nn.Module):
 
 def inner(h: Float[Tensor, "n d"], pairs: Int[Tensor, "2 k"]) -> Float[Tensor, "k"]:
     """``<h_u, h_v>`` of every pair."""
-    return (h[pairs[0]] * h[pairs[1]]).sum(-1)
+    return (h.index_select(0, pairs[0]) * h.index_select(0, pairs[1])).sum(-1)
 
 
 def link_loss(positive: Int[Tensor, "2 m"], negative: Int[Tensor, "2 k"]):
@@ -162,6 +172,12 @@ def link_loss(positive: Int[Tensor, "2 m"], negative: Int[Tensor, "2 k"]):
 
 
 def auc(positive: Float[Tensor, "a"], negative: Float[Tensor, "b"]) -> float:
-    """Chance that a positive scores above a negative, ties for one half."""
+    """Chance that a positive scores above a negative, ties for one half.
+
+    Raises:
+        ValueError: one of them is empty, or holds a NaN.
+    """
+    if not len(positive) or not len(negative) or (positive.isnan().any() | negative.isnan().any()):
+        raise ValueError(f"{len(positive)} and {len(negative)} scores: some of both, and no NaN")
     above = (positive[:, None] > negative).double() + 0.5 * (positive[:, None] == negative)
     return above.mean().item()

@@ -58,8 +58,6 @@ class Layer(nn.Module):
         self.calls += 1
         if hasattr(self.conv, "aggregate"):
             return F.relu(self.conv.linear(z))
-        if isinstance(edges, tuple):  # typed edges
-            return F.relu(self.conv(z, edges[0], edge_type=edges[1]))
         return F.relu(self.conv(z, edges))
 
     def scaled(self, x: Tensor) -> Tensor:
@@ -90,7 +88,7 @@ def forward_forward(
 
         def loss(layer=layer, gathered=gathered, graphs=graphs) -> Tensor:
             outputs = [layer.learn(z, edges) for z, edges in zip(gathered, graphs)]
-            g = torch.stack([goodness(h[nodes]) for h in outputs])
+            g = torch.stack([goodness(h.index_select(0, nodes)) for h in outputs])
             return ff_loss(g[0], g[1:], theta).mean()
 
         if hasattr(layer.conv, "aggregate"):
@@ -126,7 +124,7 @@ def class_node_loss(
     nodes, labels = train.nonzero()[:, 0], y[train]
 
     def objective(h: Tensor) -> Tensor:
-        return F.cross_entropy(h[nodes] @ h[len(y) :].T / temperature, labels)
+        return F.cross_entropy(h.index_select(0, nodes) @ h[len(y) :].T / temperature, labels)
 
     return objective
 

@@ -24,7 +24,7 @@ from lib.graphs.forward_gnn.local import (
 )
 from lib.graphs.forward_gnn.virtual import VirtualNodeAugmenter, append_labels, wrong_labels
 from lib.models.feedback import goodness
-from lib.models.graph_layers import GAT, GCN, SAGE, Relational, glorot
+from lib.models.graph_layers import GAT, GCN, SAGE, Relational, glorot, propagate
 
 Mode = Literal["ff_la", "ff_vn", "sf", "sf_top2loss", "sf_top2input"]
 MODES = ("ff_la", "ff_vn", "sf", "sf_top2loss", "sf_top2input")
@@ -45,12 +45,34 @@ class NoGraph(nn.Module):
         return self.linear(x)
 
 
+class TwoKinds(Relational):
+    """Two SAGE layers, one for the graph's edges and one for the links to class nodes, added up.
+
+    ``edges`` is a pair of matrices. Like the layers it consists of, it can gather once: oneself,
+    then the mean over either kind of neighbor.
+    """
+
+    def __init__(self, n_in: int, n_out: int, gen: torch.Generator | None = None) -> None:
+        super().__init__(lambda: SAGE(n_in, n_out, gen=gen), 2)
+
+    def aggregate(self, x: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.cat([x, *(propagate(matrix, x) for matrix in edges)], -1)
+
+    def linear(self, z: Tensor) -> Tensor:
+        own, *near = z.chunk(3, -1)
+        parts = [conv.linear(torch.cat([own, m], -1)) for conv, m in zip(self.convs, near)]
+        return parts[0] + parts[1]
+
+    def forward(self, x: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
+        return self.linear(self.aggregate(x, edges))
+
+
 CONVS: dict[str, Callable[..., nn.Module]] = {
     "gcn": GCN,
     "sage": SAGE,
     "gat": GAT,
     "none": NoGraph,
-    "relational": lambda a, b, gen=None: Relational(lambda: SAGE(a, b, gen=gen), 2),
+    "relational": TwoKinds,
 }
 
 
@@ -78,7 +100,8 @@ class ForwardGNN(nn.Module):
 
     Raises:
         ValueError: an unknown mode or conv, too few widths, unequal widths with "sf_top2loss",
-            one-way links with "ff_vn" (no label would reach a node).
+            one-way links with "ff_vn" (no label would reach a node), fewer than two classes, a
+            temperature that is not positive.
     """
 
     def __init__(
@@ -106,11 +129,17 @@ class ForwardGNN(nn.Module):
             raise ValueError(f"widths={list(widths)}: 'sf_top2loss' averages layers of one width")
         if mode == "ff_vn" and direction == "uni":
             raise ValueError("direction='uni': with 'ff_vn' labels must reach the nodes, use 'bi'")
+        if num_classes < 2:
+            raise ValueError(f"num_classes={num_classes}: allowed is 2 or more")
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: allowed are numbers above 0")
         self.mode, self.conv, self.classes = mode, conv, num_classes
+        self.features = widths[0]
         self.direction = direction or ("bi" if mode == "ff_vn" else "uni")
         self.theta, self.negatives, self.temperature = theta, negatives, temperature
         self.gen = gen if gen is not None else torch.Generator().manual_seed(0)
         self.augmenter: VirtualNodeAugmenter | None = None
+        self.wrong: Tensor | None = None
         below, above = list(widths[:-1]), [*widths[2:], num_classes]
         if mode == "ff_la":
             below[0] += num_classes
@@ -156,16 +185,19 @@ class ForwardGNN(nn.Module):
             Rows ``step``, ``layer`` (from 1), ``loss``; with patience, ``val`` as well.
 
         Raises:
-            ValueError: the graph lacks labels or masks, ``epochs`` below 1, an unknown ``order``.
+            ValueError: the graph lacks labels or masks, its features do not fit, ``epochs`` or
+                ``check`` below 1, an unknown ``order``, patience with a top-down mode.
             FloatingPointError: a loss is not finite.
         """
         self._check(graph)
-        if epochs < 1:
-            raise ValueError(f"epochs={epochs}: allowed is 1 or more")
+        if epochs < 1 or check < 1:
+            raise ValueError(f"epochs={epochs}, check={check}: allowed is 1 or more")
         if order not in ("all", "alternate"):
             raise ValueError(f"order={order!r}: allowed are 'all' and 'alternate'")
         if patience is not None and (graph.val is None or not graph.val.any()):
             raise ValueError("patience: the graph has no validation nodes")
+        if patience is not None and self.mode.startswith("sf_"):
+            raise ValueError(f"patience: {self.mode!r} trains all layers at once; allowed is None")
         self.prepare(graph)
         history = History()
         adam = lambda layer: torch.optim.Adam(
@@ -194,10 +226,16 @@ class ForwardGNN(nn.Module):
 
     def stages(self, graph: Graph):
         """The greedy modes' layers with their losses, one at a time; see ``local.py``."""
+        self._ready(graph)
         if self.mode == "sf":
             objective = class_node_loss(graph.y, graph.train, self.temperature)
             x, edges = self._linked(graph, graph.y, graph.train)
             return single_forward(self.layers, x, edges, objective)
+        if self.wrong.shape[1] != graph.n:
+            raise ValueError(
+                f"the wrong labels were drawn for {self.wrong.shape[1]} nodes, the graph has "
+                f"{graph.n}: call fit or prepare with it"
+            )
         inputs = [self._labeled(graph, y, graph.train) for y in (graph.y, *self.wrong)]
         share = self.mode == "ff_vn"
         return forward_forward(self.layers, inputs, graph.train, self.theta, share)
@@ -262,10 +300,11 @@ class ForwardGNN(nn.Module):
 
         Raises:
             RuntimeError: called before ``fit`` or ``prepare``.
+            ValueError: ``times`` is empty or holds a number below 1.
         """
-        self._check(graph)
-        if self.mode != "ff_la" and self.augmenter is None:
-            raise RuntimeError("call fit (or prepare) first: the class nodes have no features yet")
+        self._ready(graph)
+        if len(times) == 0 or min(times) < 1:
+            raise ValueError(f"times={tuple(times)}: allowed are one or more steps, from 1")
         known = graph.train if known is None else known
         if self.mode in ("ff_la", "ff_vn"):
             everyone = torch.ones_like(known)
@@ -308,6 +347,7 @@ class ForwardGNN(nn.Module):
         """Every layer's output, class nodes last (SF and Top2Loss)."""
         if self.mode not in ("sf", "sf_top2loss"):
             raise ValueError(f"embed: mode is {self.mode!r}; allowed are 'sf' and 'sf_top2loss'")
+        self._ready(graph)
         x, edges = self._linked(graph, graph.y, graph.train)
         return bottom_up(self.layers, x, edges)[1:]
 
@@ -333,7 +373,7 @@ class ForwardGNN(nn.Module):
 
     def _linked(self, graph: Graph, labels: Tensor, nodes: Tensor) -> tuple[Tensor, Any]:
         """Features and edges of the graph with ``nodes`` linked to their class nodes."""
-        linked = self.augmenter(labels, nodes)
+        linked = self.augmenter(labels, nodes, graph)
         return linked.x, self._edges(linked.edge_index, linked.n, graph.n)
 
     def _edges(self, edge_index: Tensor, n: int, own: int) -> Any:
@@ -341,7 +381,9 @@ class ForwardGNN(nn.Module):
         if self.conv in ("gcn", "sage"):
             return CONVS[self.conv].matrix(edge_index, n, dtype=self._dtype())
         if self.conv == "relational":
-            return edge_index, (edge_index >= own).any(0).long()
+            virtual = (edge_index >= own).any(0)
+            kinds = (edge_index[:, ~virtual], edge_index[:, virtual])
+            return tuple(SAGE.matrix(kind, n, dtype=self._dtype()) for kind in kinds)
         return edge_index
 
     def _dtype(self) -> torch.dtype:
@@ -350,6 +392,18 @@ class ForwardGNN(nn.Module):
     def _check(self, graph: Graph) -> None:
         if graph.y is None or graph.train is None or not graph.train.any():
             raise ValueError("the graph needs labels y and training nodes in the mask train")
+        have, x = (self.features, self._dtype()), graph.x
+        if (x.shape[1], x.dtype) != have:
+            raise ValueError(
+                f"graph.x has {x.shape[1]} features of {x.dtype}; the network takes {have[0]} of "
+                f"{have[1]} (see widths)"
+            )
+
+    def _ready(self, graph: Graph) -> None:
+        self._check(graph)
+        missing = self.wrong if self.mode == "ff_la" else self.augmenter
+        if missing is None:
+            raise RuntimeError("call fit (or prepare) first: nothing has been drawn yet")
 
 
 def train_layer(

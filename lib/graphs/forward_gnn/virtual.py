@@ -41,34 +41,42 @@ class VirtualNodeAugmenter:
         features = torch.randn(num_classes, graph.x.shape[1], generator=gen)
         self.features = features.to(graph.x)
 
-    def __call__(self, labels: Int[Tensor, "n"], nodes: Bool[Tensor, "n"]) -> Graph:
+    def __call__(
+        self, labels: Int[Tensor, "n"], nodes: Bool[Tensor, "n"], graph: Graph | None = None
+    ) -> Graph:
         """The graph with n + C nodes, in which ``nodes`` are linked to the node of their label.
 
-        Its labels ``y`` are the graph's own, and for the class nodes their class. Nodes outside
-        ``nodes`` are left alone, whatever their entry in ``labels`` says.
+        ``graph`` takes the place of the graph of the construction; the class nodes' features stay.
+        Its labels ``y`` are kept, and class nodes get their class. Nodes outside ``nodes`` are left
+        alone, whatever their entry in ``labels`` says.
 
         Raises:
             ValueError: a label to be linked is none of the classes.
         """
-        graph, n = self.graph, self.graph.n
+        graph = self.graph if graph is None else graph
+        n = graph.n
         chosen = nodes.nonzero()[:, 0]
         wanted = labels[chosen]
-        if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < self.classes:
-            raise ValueError(
-                f"labels to be linked go from {int(wanted.min())} to {int(wanted.max())}; "
-                f"classes are 0 to {self.classes - 1}"
-            )
+        _check_labels("labels to be linked", wanted, self.classes)
         links = torch.stack([chosen, n + wanted])
         if self.direction == "bi":
             links = torch.cat([links, links.flip(0)], 1)
         classes = torch.arange(self.classes, device=graph.x.device)
         return replace(
             graph,
-            x=torch.cat([graph.x, self.features]),
+            x=torch.cat([graph.x, self.features.to(graph.x)]),
             edge_index=torch.cat([graph.edge_index, links], 1),
             edge_attr=None,
             y=None if graph.y is None else torch.cat([graph.y, classes]),
             **{k: _longer(getattr(graph, k), self.classes) for k in ("train", "val", "test")},
+        )
+
+
+def _check_labels(what: str, labels: Tensor, num_classes: int) -> None:
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"{what} go from {int(labels.min())} to {int(labels.max())}; "
+            f"classes are 0 to {num_classes - 1}"
         )
 
 
@@ -79,7 +87,12 @@ def _longer(mask: Tensor | None, more: int) -> Tensor | None:
 def append_labels(
     x: Float[Tensor, "n f"], labels: Int[Tensor, "n"], known: Bool[Tensor, "n"], num_classes: int
 ) -> Float[Tensor, "n f_plus_c"]:
-    """``[x, one-hot label]`` where the label is known, ``[x, 1/C everywhere]`` where it is not."""
+    """``[x, one-hot label]`` where the label is known, ``[x, 1/C everywhere]`` where it is not.
+
+    Raises:
+        ValueError: a known label is none of the classes.
+    """
+    _check_labels("labels to be appended", labels[known], num_classes)
     extra = x.new_full((len(x), num_classes), 1 / num_classes)
     extra[known] = torch.eye(num_classes, dtype=x.dtype, device=x.device)[labels[known]]
     return torch.cat([x, extra], 1)

@@ -1,0 +1,1 @@
+"""Part science: networks that learn differential equations, and numerics that learns."""

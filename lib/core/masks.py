@@ -41,7 +41,8 @@ def top_mask(
 
     Raises:
         ValueError: unknown ``scope``, a density outside 0 to 1 or missing, one density per name
-            with a global pool, names or shapes of ``within`` that differ, a score that is NaN.
+            with a global pool or an empty one, names or shapes of ``within`` that differ, a score
+            that is NaN.
     """
     if scope not in ("layer", "global"):
         raise ValueError(f"scope={scope!r}: allowed are 'layer' and 'global'")
@@ -56,6 +57,8 @@ def top_mask(
     if isinstance(density, Mapping):
         raise ValueError("density: one number for scope='global', which has one pool; got several")
     share = _each("density", density, ["all"])["all"]
+    if not scores:
+        raise ValueError("scores is empty: a global pool needs at least one tensor")
     pool = torch.cat([s.flatten() for s in scores.values()])
     among = torch.cat([c.flatten() for c in candidates.values()])
     pieces = _top(pool, among, share, largest, "scores").split([s.numel() for s in scores.values()])
@@ -112,10 +115,10 @@ def overlap(masks: Sequence[Mapping[str, Tensor]]) -> Float[Tensor, "k k"]:
     where mask ``j`` keeps nothing.
 
     Raises:
-        ValueError: no masks, or masks over different names or shapes.
+        ValueError: no masks, masks of nothing, or masks over different names or shapes.
     """
-    if not masks:
-        raise ValueError("masks is empty: at least one is needed")
+    if not masks or not masks[0]:
+        raise ValueError("masks is empty: at least one mask of at least one tensor is needed")
     for mask in masks[1:]:
         _candidates(masks[0], mask)
     flat = torch.stack([torch.cat([m[n].flatten() for n in masks[0]]) for m in masks]).double()
@@ -154,7 +157,15 @@ def full_mask(model: nn.Module, exclude: Sequence[str] = ()) -> Mask:
 
 
 def apply_mask(params: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Params:
-    """``m * w`` for the names in the mask, the others as they are; pruned entries are exactly 0."""
+    """``m * w`` for the names in the mask, the others as they are; pruned entries are exactly 0.
+
+    Raises:
+        ValueError: a name that ``params`` lacks, a shape that differs, a mask that is not boolean.
+    """
+    for name, keep in mask.items():
+        if name not in params:
+            raise ValueError(f"mask: no parameter {name!r}; there are {', '.join(params)}")
+        _check_like(name, keep, params[name])
     return {n: torch.where(mask[n], p, 0) if n in mask else p for n, p in params.items()}
 
 
@@ -169,7 +180,8 @@ class Masked(nn.Module):
     The module is changed in place. ``state()`` has its parameters under their old names.
 
     Raises:
-        ValueError: a name that is no parameter, a shape that differs, a mask that is not boolean.
+        ValueError: a name that is no parameter, a shape that differs, a mask that is not boolean, a
+            weight that the module also uses under another name.
         TypeError: weights of ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU``, which would not see the mask.
     """
 
@@ -180,6 +192,10 @@ class Masked(nn.Module):
             if name not in named:
                 raise ValueError(f"mask: no parameter {name!r}; there are {', '.join(named)}")
             _check_like(name, keep, named[name])
+            every = module.named_parameters(remove_duplicate=False)
+            if others := [n for n, p in every if p is named[name] and n != name]:
+                # The mask would cover one use only, and the other would revive pruned weights.
+                raise ValueError(f"mask: {name!r} is tied to {others[0]!r}, which it cannot cover")
         for name, keep in mask.items():
             path, _, leaf = name.rpartition(".")
             owner = module.get_submodule(path)

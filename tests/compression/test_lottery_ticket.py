@@ -329,6 +329,25 @@ def test_remaining_after_counts_with_rounding():
         assert abs(lt.remaining_after(sizes, rates, rounds) - left) < 0.001
 
 
+def test_remaining_after_rounds_as_the_mask_does():
+    # 0.575 * 100 is 57.49999999999999.
+    for rate in (0.545, 0.575, 0.3, 0.145):
+        mask = lt.magnitude_mask(
+            {"w": torch.arange(100.0)}, {"w": torch.ones(100, dtype=torch.bool)}, rate
+        )
+        assert lt.remaining_after({"w": 100}, rate, 1) == density(mask)
+    assert lt.remaining_after({"a": 10, "b": 10}, {"a": 0.5}, 1) == 0.75  # b stays dense
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_nothing_and_everything_pruned(scope):
+    names = full_mask(make())
+    for rate, left in ((0.0, 1.0), (1.0, 0.0)):
+        tickets = search(2, rate=rate, scope=scope).run([0])
+        assert [t.remaining for t in tickets] == [1.0, left, left]
+    assert all(not tickets[-1].final_state[n].any() for n in names)
+
+
 # The paper's settings
 
 
@@ -371,8 +390,16 @@ def test_errors():
     start = search(0).draw(0)
     with raises(ValueError, match=r"rate=1.5 \(rate\): allowed is 0 to 1"):
         lt.magnitude_mask(start.init_state, start.mask, 1.5)
-    with raises(ValueError, match="one number for scope='global'"):
-        search(1, scope="global").run([0])
+    with raises(ValueError, match="rate: one number for scope='global'"):
+        search(1, scope="global")
+    with raises(ValueError, match="rate=1.5"):
+        search(1, rate=1.5)
+    with raises(ValueError, match="resets: round 3 is outside 1 to 2"):
+        search(2, strategy="continue", resets=[1, 3])
+    with raises(ValueError, match="weights: nothing for 'layers.0.weight'"):
+        lt.magnitude_mask({}, start.mask, 0.5)
+    with raises(ValueError, match="rate: nothing for 'layers.0.weight'"):
+        lt.magnitude_mask(start.init_state, start.mask, {"layers.1.weight": 0.5})
     with raises(ValueError, match="rounds=-1"):
         search(-1)
     with raises(ValueError, match="strategy='finetune': allowed are 'reset' and 'continue'"):
@@ -399,6 +426,25 @@ def test_errors():
         lt.run_together([one], dense=one.train_fn([one.draw(0)]))
     with raises(ValueError, match="step=10: allowed is 0 to 9"):
         training()([replace(start, step=10)])
+    first, *others = start.init_state
+    missing = {n: start.init_state[n] for n in others}
+    with raises(ValueError, match=f"init_state: only it or the network has {first}"):
+        training()([replace(start, init_state=missing)])
+    with raises(ValueError, match=rf"init_state: {first} has shape \(1,\), the network's"):
+        training()([replace(start, init_state=missing | {first: torch.ones(1)})])
+    with raises(ValueError, match="mask: networks that are stacked"):
+        training()([start, replace(start, mask={})])
+    with raises(ValueError, match="validation: 60 samples and 59 labels"):
+        x, y = task(60, "val")
+        replace(training(), validation=(x, y[1:]))
+    with raises(ValueError, match="history is empty"):
+        training(log=())([start])[0].last()
+    with raises(ValueError, match="rounds=-1"):
+        lt.remaining_after({"w": 10}, 0.5, -1)
+    with raises(ValueError, match="rate=2"):
+        lt.one_shot_rate(2.0, 1)
+    with raises(ValueError, match="sizes={}: at least one weight"):
+        lt.remaining_after({}, 0.5, 1)
     with raises(ValueError, match="stack=0"):
         training(stack=0)
     with raises(ValueError, match="step=3 was not logged"):

@@ -195,5 +195,17 @@ def test_errors():
         overlap([])
     with raises(ValueError, match="mask: no parameter 'w'; there are weight, bias"):
         Masked(nn.Linear(2, 2), {"w": torch.ones(2, 2, dtype=torch.bool)})
+    with raises(ValueError, match="scores is empty: a global pool"):
+        top_mask({}, 0.5, "global")
+    with raises(ValueError, match="masks is empty"):
+        overlap([{}])
+    with raises(ValueError, match="mask: no parameter 'v'; there are w"):
+        apply_mask(s, {"v": torch.ones(4, dtype=torch.bool)})
+    with raises(ValueError, match=r"w: the mask has shape \(1,\), the tensor \(4,\)"):
+        apply_mask(s, {"w": torch.ones(1, dtype=torch.bool)})
+    tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    tied[1].weight = tied[0].weight
+    with raises(ValueError, match="mask: '0.weight' is tied to '1.weight'"):
+        Masked(tied, {"0.weight": torch.ones(2, 2, dtype=torch.bool)})
     with raises(TypeError, match="weight_hh_l0: LSTM reads its weights past the mask"):
         Masked(nn.LSTM(2, 3), {"weight_hh_l0": torch.ones(12, 3, dtype=torch.bool)})

@@ -31,12 +31,13 @@ def magnitude_mask(
         scope: ``"layer"`` removes this share of every layer, ``"global"`` of all weights together.
 
     Raises:
-        ValueError: a rate outside 0 to 1, or what ``lib.core.masks.top_mask`` refuses.
+        ValueError: a rate outside 0 to 1, a name of the mask without weights or without a rate, or
+            what ``lib.core.masks.top_mask`` refuses.
     """
-    rates = dict(rate) if isinstance(rate, Mapping) else {"rate": rate}
-    for name, share in rates.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"rate={share} ({name}): allowed is 0 to 1, a share of the survivors")
+    _check_rate(rate)
+    for what, given in (("weights", weights), ("rate", rate)):
+        if isinstance(given, Mapping) and (missing := [n for n in mask if n not in given]):
+            raise ValueError(f"{what}: nothing for {missing[0]!r}; there are {', '.join(given)}")
     kept = {n: 1 - r for n, r in rate.items()} if isinstance(rate, Mapping) else 1 - rate
     return top_mask({name: weights[name].abs() for name in mask}, kept, scope, within=mask)
 
@@ -77,10 +78,15 @@ class IterativeMagnitudePruning:
             raise ValueError(f"strategy={self.strategy!r}: allowed are 'reset' and 'continue'")
         if self.scope not in ("layer", "global"):
             raise ValueError(f"scope={self.scope!r}: allowed are 'layer' and 'global'")
+        _check_rate(self.rate)
+        if self.scope == "global" and isinstance(self.rate, Mapping):
+            raise ValueError("rate: one number for scope='global', which has one pool; got several")
         if self.rewind_step < 0:
             raise ValueError(f"rewind_step={self.rewind_step}: allowed is 0 or more")
         if self.resets is not None and self.strategy == "reset":
             raise ValueError("resets: only strategy='continue' can leave tickets out")
+        if out := [r for r in self.resets or () if not 1 <= r <= self.rounds]:
+            raise ValueError(f"resets: round {out[0]} is outside 1 to {self.rounds}")
 
     def run(self, seeds: Sequence[int] = (0,)) -> list[Ticket]:
         """Tickets of every round and seed; round 0 is the dense network.
@@ -190,7 +196,15 @@ def random_mask_like(start: Start, dense: Start, gen: torch.Generator) -> Start:
 
 
 def one_shot_rate(rate: Rate, rounds: int) -> Rate:
-    """The rate with which one round removes as much as ``rounds`` rounds: ``1 - (1 - p)^n``."""
+    """The rate with which one round removes as much as ``rounds`` rounds: ``1 - (1 - p)^n``.
+
+    Up to the rounding of each round.
+
+    Raises:
+        ValueError: a rate outside 0 to 1, or fewer than 0 rounds.
+    """
+    _check_rate(rate)
+    _check_rounds(rounds)
     if isinstance(rate, Mapping):
         return {name: 1 - (1 - p) ** rounds for name, p in rate.items()}
     return 1 - (1 - rate) ** rounds
@@ -201,12 +215,33 @@ def remaining_after(sizes: Mapping[str, int], rate: Rate, rounds: int) -> float:
 
     Args:
         sizes: weights of every layer by name.
+        rate: one for all, or one for each name; a layer without one stays dense.
+
+    Raises:
+        ValueError: no weights, a rate outside 0 to 1, or fewer than 0 rounds.
     """
+    _check_rate(rate)
+    _check_rounds(rounds)
+    if sum(sizes.values()) < 1:
+        raise ValueError(f"sizes={dict(sizes)}: at least one weight is needed")
     left = 0
     for name, size in sizes.items():
-        share = rate[name] if isinstance(rate, Mapping) else rate
+        share = rate.get(name, 0.0) if isinstance(rate, Mapping) else rate
         n = size
         for _ in range(rounds):
-            n -= round(share * n)
+            # As in top_mask: 0.575 * 100 is 57.49999999999999 and means a half.
+            n -= round(round(share * n, 6))
         left += n
     return left / sum(sizes.values())
+
+
+def _check_rate(rate: Rate) -> None:
+    rates = dict(rate) if isinstance(rate, Mapping) else {"rate": rate}
+    for name, share in rates.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"rate={share} ({name}): allowed is 0 to 1, a share of the survivors")
+
+
+def _check_rounds(rounds: int) -> None:
+    if rounds < 0:
+        raise ValueError(f"rounds={rounds}: allowed is 0 or more")

@@ -79,14 +79,20 @@ class Ticket(Start):
 
     def at(self, step: int, column: str = "test_accuracy") -> float:
         """What the history says at ``step``."""
+        self._logged()
         row = self.history.loc[self.history.step == step, column]
         if row.empty:
             raise ValueError(f"step={step} was not logged; logged are {[*self.history.step]}")
         return float(row.iloc[0])
 
     def last(self, column: str = "test_accuracy") -> float:
-        """What the history says at the end."""
+        """What the history says at its last logged step."""
+        self._logged()
         return float(self.history[column].iloc[-1])
+
+    def _logged(self) -> None:
+        if self.history.empty:
+            raise ValueError("history is empty: the training logged no steps")
 
 
 def accuracy(logits: Float[Tensor, "n c"], y: Int[Tensor, "n"]) -> Float[Tensor, ""]:
@@ -130,6 +136,10 @@ class Training:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.stack < 1:
             raise ValueError(f"steps={self.steps}, stack={self.stack}: both must be at least 1")
+        for name in ("data", "validation", "test"):
+            x, y = getattr(self, name)
+            if len(x) != len(y) or not len(x):
+                raise ValueError(f"{name}: {len(x)} samples and {len(y)} labels")
 
     def __call__(self, starts: Sequence[Start], save_at: int | None = None) -> list[Ticket]:
         """Train every start to step ``steps``; save the networks at step ``save_at`` on the way.
@@ -155,6 +165,13 @@ class Training:
     def _network(self, start: Start) -> Masked:
         model = self.make().to(self.data[0].device)
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        if differ := sorted(named.keys() ^ start.init_state.keys()):
+            # A parameter that is not given would silently keep the random numbers of make().
+            raise ValueError(f"init_state: only it or the network has {', '.join(differ)}")
+        for name, value in start.init_state.items():
+            if value.shape != named[name].shape:
+                shapes = f"{tuple(value.shape)}, the network's {tuple(named[name].shape)}"
+                raise ValueError(f"init_state: {name} has shape {shapes}")
         with torch.no_grad():
             for name, value in start.init_state.items():
                 named[name].copy_(value)
@@ -191,6 +208,8 @@ class Training:
         }
 
     def _together(self, starts: Sequence[Start], first: int, save_at: int | None) -> list[Ticket]:
+        if any(s.mask.keys() != starts[0].mask.keys() for s in starts):
+            raise ValueError("mask: networks that are stacked must have masks of the same names")
         networks = [self._network(s) for s in starts]
         if bad := [type(m).__name__ for m in networks[0].modules() if _has_statistics(m)]:
             raise ValueError(f"stack={self.stack}: {bad[0]} needs stack=1")

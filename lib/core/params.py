@@ -1,10 +1,11 @@
-"""Parameters as points in a space: the line between two of them, and how far apart they are."""
+"""Parameters as points in a space: as one vector, on a line, and how far apart they are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -51,6 +52,24 @@ def distance(a: Params, b: Params) -> tuple[float, float, float]:
     )
     relative = difference / norm_b if norm_b else float("inf" if difference else 0)
     return difference, relative, dot / (norm_a * norm_b) if norm_a * norm_b else float("nan")
+
+
+def flatten(params: Params) -> Shaped[Tensor, "p"]:
+    """All numbers as one vector, name after name in the order of the dictionary."""
+    return torch.cat([tensor.reshape(-1) for tensor in params.values()])
+
+
+def unflatten(vector: Shaped[Tensor, "p"], like: Params) -> Params:
+    """``flatten`` undone: views of ``vector`` with the names and shapes of ``like``.
+
+    Raises:
+        ValueError: another number of entries.
+    """
+    sizes = [tensor.numel() for tensor in like.values()]
+    if len(vector) != sum(sizes):
+        raise ValueError(f"vector has {len(vector)} entries; like has {sum(sizes)}")
+    parts = vector.split(sizes)
+    return {name: part.view(t.shape) for (name, t), part in zip(like.items(), parts, strict=True)}
 
 
 def _check_same(a: Params, b: Params) -> None:

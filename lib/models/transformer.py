@@ -1,4 +1,4 @@
-"""Attention, feed-forward layers, the residual block, and a transformer on continuous tokens.
+"""Attention, feed-forward layers, the residual block, and transformers on vectors and on words.
 
 Vaswani et al., *Attention Is All You Need*, 2017 (arXiv 1706.03762), with the norm in front of
 each layer (Xiong et al., 2020, arXiv 2002.04745) unless asked otherwise. What a chapter varies is
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lib.models.positions import sinusoidal
@@ -77,6 +77,150 @@ class SequenceModel(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "b n d_in"]) -> Float[Tensor, "b n d_out"]:
         return self.readout(self.norm(self.hidden(tokens)[-1]))
+
+
+class LanguageModel(nn.Module):
+    """A transformer from token numbers to a score for every word at every position.
+
+    ``Decoder`` and ``Encoder`` below are this class with the choices of GPT-2 and of RoBERTa.
+
+    Args:
+        vocab: number of words.
+        dim, depth, heads: as in ``SequenceModel``.
+        positions: a number makes a learned table of that many positions; ``"sinusoidal"``; a
+            module or function from positions ``n`` to vectors ``n dim``; ``None`` for none.
+        mask: ``None``, or a function from the number of tokens to a Boolean ``n n`` matrix.
+        block: builds one block from ``(dim, heads)``.
+        embed_norm: builds the norm behind the embedding; ``None`` leaves it out.
+        norm: builds the norm behind the last block; ``None`` leaves it out.
+        head: builds what comes between there and the scores; ``None`` leaves it out.
+        tie: the scores' matrix is the embedding's. One parameter, listed as ``embed.weight``.
+        bias: a bias for every word's score.
+
+    Raises:
+        ValueError: ``depth`` or ``vocab`` below 1, an unknown name for ``positions``.
+    """
+
+    def __init__(
+        self,
+        vocab: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        positions: int | str | Callable[[Tensor], Tensor] | None,
+        mask: Callable[[int], Tensor] | None = None,
+        block: Callable[[int, int], nn.Module] | None = None,
+        embed_norm: Callable[[int], nn.Module] | None = None,
+        norm: Callable[[int], nn.Module] | None = nn.LayerNorm,
+        head: Callable[[int], nn.Module] | None = None,
+        tie: bool = True,
+        bias: bool = False,
+    ):
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"depth={depth}: allowed is 1 or more")
+        if vocab < 1:
+            raise ValueError(f"vocab={vocab}: allowed is 1 or more")
+        if isinstance(positions, str):
+            if positions != "sinusoidal":
+                raise ValueError(f"positions={positions!r}: the one name allowed is 'sinusoidal'")
+            positions = lambda t: sinusoidal(t, dim)
+        elif isinstance(positions, int):
+            positions = _embedding(positions, dim)
+        self.positions, self.mask = positions, mask
+        self.embed = _embedding(vocab, dim)
+        self.embed_norm = nn.Identity() if embed_norm is None else embed_norm(dim)
+        self.blocks = nn.ModuleList((block or Block)(dim, heads) for _ in range(depth))
+        self.norm = nn.Identity() if norm is None else norm(dim)
+        self.head = nn.Identity() if head is None else head(dim)
+        self.unembed = nn.Linear(dim, vocab, bias=bias)
+        if bias:
+            nn.init.zeros_(self.unembed.bias)
+        if tie:
+            self.unembed.weight = self.embed.weight
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "b n"] | Float[Tensor, "b n dim"],
+        real: Bool[Tensor, "b n"] | None = None,
+    ) -> list[Float[Tensor, "b n dim"]]:
+        """The residual stream: the embedded tokens, then the state after each block.
+
+        Args:
+            tokens: numbers of words, or vectors in the place of the words' embeddings.
+            real: False for padding, which nobody attends to. Positions are counted from the
+                left, so padding belongs on the right.
+
+        Raises:
+            ValueError: more tokens than a learned table has positions.
+        """
+        x = tokens if tokens.is_floating_point() else self.embed(tokens)
+        n = x.shape[1]
+        if isinstance(self.positions, nn.Embedding) and n > self.positions.num_embeddings:
+            raise ValueError(
+                f"tokens: {n} of them; the model has {self.positions.num_embeddings} positions"
+            )
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(n, device=x.device)).to(x)
+        mask = None if self.mask is None else self.mask(n).to(x.device)
+        if real is not None:
+            seen = real[:, None, None, :].expand(-1, 1, n, n)
+            mask = seen if mask is None else seen & mask
+        states = [self.embed_norm(x)]
+        for block in self.blocks:
+            states.append(block(states[-1], mask=mask))
+        return states
+
+    def read_out(self, state: Float[Tensor, "*b dim"]) -> Float[Tensor, "*b v"]:
+        """Scores of all words from the last residual state; for some positions or for all."""
+        return self.unembed(self.head(self.norm(state)))
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b n"] | Float[Tensor, "b n dim"],
+        real: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n v"]:
+        return self.read_out(self.hidden(tokens, real)[-1])
+
+
+class Decoder(LanguageModel):
+    """A causal language model, built like GPT-2: the scores at ``t`` are for the word at ``t + 1``.
+
+    Radford et al., 2019. Norms in front of the layers and behind the last block, no bias in the
+    scores. All of ``LanguageModel``'s arguments can be given.
+    """
+
+    def __init__(self, vocab: int, dim: int, depth: int, heads: int, **options):
+        options = {"mask": causal_mask, **options}
+        super().__init__(vocab, dim, depth, heads, **options)
+
+
+class Encoder(LanguageModel):
+    """A bidirectional language model, built like RoBERTa: the scores at ``t`` are for ``t`` itself.
+
+    Liu et al., 2019 (arXiv 1907.11692). Norms behind the layers and behind the embedding, and a
+    small network in front of the scores. Trained by covering words up (``lib.models.lm``). All of
+    ``LanguageModel``'s arguments can be given.
+    """
+
+    def __init__(self, vocab: int, dim: int, depth: int, heads: int, **options):
+        options = {
+            "block": lambda dim, heads: Block(dim, heads, order="post"),
+            "embed_norm": nn.LayerNorm,
+            "norm": None,
+            "head": lambda dim: nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim)),
+            "bias": True,
+            **options,
+        }
+        super().__init__(vocab, dim, depth, heads, **options)
+
+
+def _embedding(n: int, dim: int) -> nn.Embedding:
+    # Tied to the scores, torch's unit variance would make them start at sqrt(dim).
+    table = nn.Embedding(n, dim)
+    nn.init.normal_(table.weight, std=0.02)
+    return table
 
 
 class Block(nn.Module):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from lib.core.metrics import ssim
-from tests.helpers import assert_close
+from lib.core.metrics import ece, reliability, ssim
+from tests.helpers import assert_close, raises
 
 
 def test_ssim_against_the_definition(gen):
@@ -42,3 +42,38 @@ def test_ssim_errors(gen):
             ssim(x, x, window=window)
     with pytest.raises(ValueError, match="data_range=0"):
         ssim(x, x, data_range=0.0)
+
+
+def test_ece_by_hand():
+    probs = torch.tensor([0.05, 0.08, 0.65, 0.6], dtype=torch.float64)
+    probs = torch.stack([1 - probs, probs], 1)
+    y = torch.tensor([0, 1, 1, 1])
+    table = reliability(probs, y)
+    # 0.6 belongs to the bin that ends there.
+    assert [round(v, 6) for v in table.low] == [0.5, 0.6, 0.9]
+    assert table.samples.tolist() == [1, 1, 2]
+    assert_close(table.accuracy.tolist(), [1.0, 1.0, 0.5], 1e-12)
+    want = (abs(1 - 0.6) + abs(1 - 0.65) + 2 * abs(0.5 - 0.935)) / 4
+    assert_close(ece(probs, y), want, 1e-6)
+    assert_close(ece(probs, y, bins=1), abs(0.75 - (0.95 + 0.92 + 0.65 + 0.6) / 4), 1e-6)
+
+
+def test_ece_of_honest_and_of_certain_answers(gen):
+    probs = (2 * torch.randn(20_000, 3, generator=gen)).softmax(1)
+    y = torch.multinomial(probs, 1, generator=gen)[:, 0]
+    assert ece(probs, y) < 0.01
+    certain = torch.nn.functional.one_hot(probs.argmax(1), 3).float()
+    assert_close(ece(certain, y), 1 - (probs.argmax(1) == y).double().mean(), 1e-9)
+
+
+def test_ece_errors():
+    probs, y = torch.tensor([[0.5, 0.5]]), torch.tensor([0])
+    for call, message in (
+        (lambda: ece(probs, y, bins=0), "bins=0: allowed is 1 or more"),
+        (lambda: ece(probs * 2, y), "probs: rows must be probabilities"),
+        (lambda: ece(probs / 0 * 0, y), "probs: rows must be probabilities"),
+        (lambda: ece(probs[:0], y[:0]), "at least 1; got 0, 0"),
+        (lambda: ece(probs, torch.tensor([0, 1])), "got 1, 2"),
+    ):
+        with raises(ValueError, match=message):
+            call()

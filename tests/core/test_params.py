@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from lib.core.params import distance, interpolate, path_losses
-from tests.helpers import assert_close
+from lib.core.params import distance, flatten, interpolate, path_losses, unflatten
+from tests.helpers import assert_close, raises
 
 
 def _two(gen):
@@ -50,3 +50,16 @@ def test_errors_name_what_differs(gen):
         distance(a, {"w": b["w"].T, "b": b["b"]})
     with pytest.raises(ValueError, match="n=1: allowed is 2 or more"):
         path_losses(a, b, lambda p: 0.0, 1)
+
+
+def test_flatten_and_back(gen):
+    params = {"a": torch.randn(2, 3, generator=gen), "b": torch.randn((), generator=gen)}
+    vector = flatten(params)
+    assert vector.shape == (7,)
+    back = unflatten(vector, params)
+    assert list(back) == ["a", "b"]
+    assert all(torch.equal(back[n], params[n]) for n in params)
+    vector[0] = 5.0  # views, not copies
+    assert back["a"][0, 0] == 5.0
+    with raises(ValueError, match="vector has 6 entries; like has 7"):
+        unflatten(vector[1:], params)

@@ -1,0 +1,1 @@
+"""Language models and instructions: how these are found and used, and where a skill sits."""

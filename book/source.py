@@ -124,7 +124,7 @@ class Source:
     def colab(self, chapter: Chapter) -> str:
         path = f"{chapter.docname}.ipynb"
         base = "https://colab.research.google.com/github"
-        return f"{base}/{self.github_name}/blob/{self.branch}/{path}"
+        return f"{base}/{self.github_name}/blob/colab/{path}"
 
     @property
     def setup_cell(self) -> str:

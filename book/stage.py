@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from book.colab_pass import last_pass
 from book.pictures import Figure
 from book.source import PARTS, Chapter, Source, SourceError, tags_of, text_of
 
@@ -188,6 +189,8 @@ def card(source: Source, chapter: Chapter, run: dict[str, Any], known: str = "")
         time.append(f"{duration(run['seconds'])} to run{scale} (measured)")
     if time:
         rows.append(("Time", " · ".join(time)))
+    if passed := last_pass(source.root, chapter.name):
+        rows.append(("Colab", f"last ran there without an error on {passed.day} {passed:%B %Y}"))
     package = (source.root / "lib" / chapter.part / chapter.slug).is_dir()
     module = f"lib/{chapter.name}" + ("" if package else ".py")
     lines = [":::{div} itr-card"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ class Listing:
 
     @property
     def link(self) -> str:
-        return f"{self.path}#L{self.first}-L{self.last}"
+        # A copy of a chapter stands alone: it says where the library's source is.
+        base = os.environ.get("LIB_SOURCE", "")
+        return f"{base}{self.path}#L{self.first}-L{self.last}"
 
 
 class Source:

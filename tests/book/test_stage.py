@@ -7,8 +7,9 @@ import json
 
 import pytest
 
+from book import colab_pass
 from book.source import Chapter, Source, SourceError
-from book.stage import Stage, chapter_page, duration, stub
+from book.stage import Stage, card, chapter_page, duration, stub
 from tests.book import sample
 
 RUN = {"status": "ok", "seconds": 23.4, "scale": "small"}
@@ -229,3 +230,12 @@ def test_the_stage_touches_only_what_changed(project, result, tmp_path):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_card_says_when_the_copy_last_passed(project):
+    path = project.root / "book" / "results" / "colab_passes.json"
+    colab_pass.record(path, project.chapters[0].name, 20.0)
+    said = card(project, project.chapters[0], {})
+    assert "[Colab]{.itr-card-name} last ran there without an error on " in said
+    path.unlink()
+    assert "[Colab]{.itr-card-name}" not in card(project, project.chapters[0], {})

@@ -1,6 +1,7 @@
 """Shapes and types of every ``lib`` function are checked while the tests run."""
 
 import os
+import signal
 
 from jaxtyping import install_import_hook
 
@@ -12,6 +13,10 @@ if os.environ.get("BOOK_TYPECHECK", "1") == "1":
 
 import pytest
 import torch
+
+# What a shell starts in the background ignores Ctrl-C, and so would the programs that tests stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -89,7 +89,7 @@ SUMMARY = re.compile(
 def name_the_buttons(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Say what the sidebar's buttons open; take off roles that a bibliography may not have."""
+    """Name the sidebar's buttons; give bibliographies and signatures the roles that they may have."""
     menu = context.get("generate_toctree_html")
     if callable(menu):
 
@@ -99,12 +99,21 @@ def name_the_buttons(
 
         context["generate_toctree_html"] = named
     body = context.get("body")
-    if isinstance(body, str) and 'role="doc-biblioentry"' in body:
+    if not isinstance(body, str):
+        return
+    if 'role="doc-biblioentry"' in body:
         body = body.replace(' role="doc-biblioentry"', "")
-        context["body"] = body.replace('<div role="list" class="citation-list">', CITATIONS)
+        body = body.replace('<div role="list" class="citation-list">', CITATIONS)
+    context["body"] = PARAMETERS.sub(_as_list, body)
 
 
 CITATIONS = '<div class="citation-list">'
+PARAMETERS = re.compile(r"<dl>\n(?:<dd>[^\n]*</dd>\n)+</dl>")
+"""A signature over several lines: descriptions without terms, which no reader of screens expects."""
+
+
+def _as_list(match: re.Match[str]) -> str:
+    return match[0].replace("<dl>", '<dl role="list">').replace("<dd>", '<dd role="listitem">')
 
 
 def _named(match: re.Match[str]) -> str:

@@ -89,7 +89,7 @@ SUMMARY = re.compile(
 def name_the_buttons(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Name the sidebar's buttons; give bibliographies and signatures the roles that they may have."""
+    """Name the sidebar's buttons; give bibliographies and signatures the roles they may have."""
     menu = context.get("generate_toctree_html")
     if callable(menu):
 
@@ -109,7 +109,7 @@ def name_the_buttons(
 
 CITATIONS = '<div class="citation-list">'
 PARAMETERS = re.compile(r"<dl>\n(?:<dd>[^\n]*</dd>\n)+</dl>")
-"""A signature over several lines: descriptions without terms, which no reader of screens expects."""
+"""A signature over several lines: descriptions without terms, which axe does not take."""
 
 
 def _as_list(match: re.Match[str]) -> str:

@@ -159,7 +159,7 @@ def copy_of(
         with exercises.at(index):
             if cell.get("cell_type") == "markdown":
                 text = plain.text(text_of(cell))
-                cells.append(_markdown(cell, index, text))
+                cells.append(exercises.markdown(_name(cell, index), text))
                 if index == 0:
                     cells[0]["source"] = opening(source, chapter, text)
                     cells.append(install_cell(source, ref))
@@ -189,7 +189,7 @@ def install_cell(source: Source, ref: str) -> Cell:
         f'{source.setup_cell.removesuffix(chr(34))}@{ref}"\n'
         f'    os.environ["LIB_SOURCE"] = "{source.address}/blob/{ref}/"'
     )
-    return _code("install", code, {"cellView": "form"})
+    return exercises.code("install", code, cellView="form")
 
 
 def opening(source: Source, chapter: Chapter, text: str) -> str:
@@ -235,7 +235,7 @@ def code_cell(
     if title and not text.startswith("%%"):
         metadata["cellView"] = "form"
         text = f"#@title {title}\n{text}"
-    return _code(str(cell.get("id") or f"cell-{index}"), text, metadata)
+    return exercises.code(_name(cell, index), text, **metadata)
 
 
 def computed_role(code: str) -> str | None:
@@ -306,17 +306,5 @@ def _page(source: Source, chapter: Chapter, found: re.Match[str]) -> str:
     return f"]({source.site}{path}.html{found['anchor'] or ''})"
 
 
-def _markdown(cell: Cell, index: int, text: str) -> Cell:
-    name = str(cell.get("id") or f"cell-{index}")
-    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": text}
-
-
-def _code(name: str, text: str, metadata: dict[str, Any]) -> Cell:
-    return {
-        "cell_type": "code",
-        "execution_count": None,
-        "id": name,
-        "metadata": metadata,
-        "outputs": [],
-        "source": text,
-    }
+def _name(cell: Cell, index: int) -> str:
+    return str(cell.get("id") or f"cell-{index}")

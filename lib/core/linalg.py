@@ -43,3 +43,56 @@ def chol(
         f"K is not positive definite, even with {jitter / 10:.0e} of its mean diagonal added; "
         "duplicate inputs need a noise term"
     )
+
+
+def random_orthogonal(
+    n: int, gen: torch.Generator, k: int | None = None, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "k n"]:
+    """``k`` orthonormal rows in ``n`` dimensions, uniform under the Haar measure (all if None).
+
+    The QR factorization of a Gaussian matrix, with the signs of R's diagonal moved to Q: without
+    them the distribution depends on the factorization's convention and is not uniform.
+
+    Raises:
+        ValueError: ``n`` below 1, or ``k`` not between 1 and ``n``.
+    """
+    k = n if k is None else k
+    if n < 1:
+        raise ValueError(f"n={n}: allowed is 1 or more")
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k}: allowed is 1 to n={n}; there are no more orthogonal rows")
+    z = torch.randn(n, k, generator=gen, dtype=torch.float64, device=gen.device)
+    q, r = torch.linalg.qr(z)
+    return (q * r.diagonal().sign()).T.to(dtype)
+
+
+def ridge(
+    X: Float[Tensor, "*batch n p"], Y: Float[Tensor, "*batch n o"], lam: float
+) -> Float[Tensor, "*batch p o"]:
+    """The minimizer of ``||X W - Y||^2 + lam ||W||^2``, solved in float64 and returned as ``X``'s.
+
+    Of the two normal equations the smaller is solved: ``p`` by ``p``, or ``n`` by ``n``
+    (``W = X^T (X X^T + lam I)^{-1} Y``). ``lam = 0`` gives the minimizer of smallest norm.
+
+    Raises:
+        ValueError: ``lam`` is negative, or ``X`` and ``Y`` differ in length.
+    """
+    if lam < 0:
+        raise ValueError(f"lam={lam}: allowed is 0 or more")
+    if X.shape[-2] != Y.shape[-2]:
+        raise ValueError(f"X has {X.shape[-2]} rows and Y {Y.shape[-2]}: allowed is one number")
+    x, y = X.double(), Y.double()
+    if lam == 0:
+        return (torch.linalg.pinv(x) @ y).to(X.dtype)
+    n, p = x.shape[-2:]
+    if p <= n:
+        L, _ = chol(_shifted(x.mT @ x, lam), tries=1)
+        return torch.cholesky_solve(x.mT @ y, L).to(X.dtype)
+    L, _ = chol(_shifted(x @ x.mT, lam), tries=1)
+    return (x.mT @ torch.cholesky_solve(y, L)).to(X.dtype)
+
+
+def _shifted(K: Tensor, value: float) -> Tensor:
+    K = K.clone()
+    K.diagonal(dim1=-2, dim2=-1).add_(value)
+    return K

@@ -28,6 +28,24 @@ def laplace(
     return torch.exp(-_distances(x1, x2, length))
 
 
+def matern(
+    x1: Float[Tensor, "*batch n d"],
+    x2: Float[Tensor, "*batch m d"],
+    length: float = 1.0,
+    nu: float = 1.5,
+) -> Float[Tensor, "*batch n m"]:
+    """The Matern kernel of smoothness ``nu``: 0.5 (see ``laplace``), 1.5 or 2.5.
+
+    Raises:
+        ValueError: another ``nu``; only half-integers have a closed form.
+    """
+    if nu not in (0.5, 1.5, 2.5):
+        raise ValueError(f"nu={nu}: allowed are 0.5, 1.5 and 2.5")
+    r = math.sqrt(2 * nu) * _distances(x1, x2, length)
+    polynomial = {0.5: 1.0, 1.5: 1 + r, 2.5: 1 + r + r.square() / 3}[nu]
+    return polynomial * torch.exp(-r)
+
+
 def kernel_ridge(
     K: Float[Tensor, "*batch n n"], y: Float[Tensor, "*batch n o"], lam: float
 ) -> Float[Tensor, "*batch n o"]:
@@ -102,6 +120,41 @@ class GP:
         L, self.jitter = chol(self.kernel(x, x))
         z = torch.randn(n, *x.shape[:-1], generator=gen, dtype=torch.float64).to(L.device)
         return (L @ z[..., None])[..., 0]
+
+
+def sparse_predict(
+    Kzz: Float[Tensor, "*batch m m"],
+    Kzx: Float[Tensor, "*batch m n"],
+    kxx: Float[Tensor, "*batch n"],
+    mean: Float[Tensor, "*batch m o"],
+    cov: Float[Tensor, "*batch m m"],
+    jitter: float = 0.0,
+) -> tuple[Float[Tensor, "*batch n o"], Float[Tensor, "*batch n"]]:
+    """Marginals at ``x`` of a Gaussian process that is ``N(mean, cov)`` at its inducing points.
+
+    With ``A = Kxz Kzz^{-1}`` the mean is ``A mean`` and the variance
+    ``kxx - diag(A Kzx) + diag(A cov A^T)`` (Titsias, 2009; Hensman et al., 2013, 1309.6835).
+    ``cov = Kzz`` and ``mean = 0`` give the prior back. In the inputs' precision, differentiable.
+
+    Args:
+        kxx: the prior's variance at ``x``.
+        cov: shared by the outputs.
+        jitter: relative to the mean of ``Kzz``'s diagonal, added before it is factorized.
+
+    Raises:
+        ValueError: ``Kzz`` cannot be factorized with that jitter, or ``jitter`` is negative.
+    """
+    if jitter < 0:
+        raise ValueError(f"jitter={jitter}: allowed is 0 or more")
+    diagonal = Kzz.diagonal(dim1=-2, dim2=-1)
+    shift = jitter * diagonal.mean(-1, keepdim=True).expand_as(diagonal)
+    L, info = torch.linalg.cholesky_ex(Kzz + torch.diag_embed(shift))
+    if info.any():
+        raise ValueError(f"Kzz is not positive definite with jitter={jitter}; try a larger one")
+    half = torch.linalg.solve_triangular(L, Kzx, upper=False)
+    At = torch.linalg.solve_triangular(L.mT, half, upper=True)
+    variance = kxx - half.square().sum(-2) + (At * (cov @ At)).sum(-2)
+    return At.mT @ mean, variance
 
 
 def _add_to_diagonal(K: Tensor, value: float) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.core.data import digits, load
+from lib.core.data import digits, load, table
 from lib.core.data.real import SOURCES, DataError, Source, fetch
 from tests.helpers import raises
 
@@ -146,6 +146,40 @@ def test_names_and_folders_are_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("BOOK_DATA", str(tmp_path / "nowhere"))
     with raises(DataError, match="is no folder"):
         load("mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns", "classes"),
+    [
+        ("diabetes", 442, 10, 0),
+        ("breast_cancer", 569, 30, 2),
+        ("wine", 178, 13, 3),
+        ("iris", 150, 4, 3),
+    ],
+)
+def test_tables_are_standardized_by_their_training_part(name, rows, columns, classes):
+    split = table(name, 3)
+    assert len(split.x_test) == -(-rows // 5)
+    assert split.x.shape == (rows - len(split.x_test), columns)
+    assert split.x.mean(0).abs().max() < 1e-5
+    assert (split.x.std(0, correction=0) - 1).abs().max() < 1e-5
+    assert split.x_test.mean(0).abs().max() > 1e-3  # by the training part alone
+    if classes:
+        assert split.y.unique().tolist() == list(range(classes))
+    else:
+        assert split.y.dtype == torch.float32
+        assert abs(split.y.mean()) < 1e-5
+    again, other = table(name, 3), table(name, 4)
+    assert torch.equal(split.x, again.x)
+    assert not torch.equal(split.x, other.x)
+
+
+def test_table_errors():
+    with raises(ValueError, match="name='boston'"):
+        table("boston", 0)
+    for test in (0.0, 1.0, 0.999):
+        with raises(ValueError, match=f"test={test}"):
+            table("iris", 0, test=test)
 
 
 class Server:

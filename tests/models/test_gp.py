@@ -6,7 +6,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 from sklearn.kernel_ridge import KernelRidge
 
-from lib.models.gp import GP, kernel_ridge, laplace, rbf
+from lib.models.gp import GP, kernel_ridge, laplace, matern, rbf, sparse_predict
 from tests.helpers import assert_close, raises
 
 
@@ -73,3 +73,40 @@ def test_errors(data):
         kernel_ridge(torch.ones(12, 12).double(), y, 0.0)
     with raises(ValueError, match="length=0"):
         rbf(x, x, 0.0)
+
+
+@pytest.mark.parametrize("nu", [0.5, 1.5, 2.5])
+def test_matern_equals_scikit_learn(data, nu):
+    from sklearn.gaussian_process.kernels import Matern
+
+    x, _, xs = data
+    assert_close(matern(x, xs, 0.7, nu), Matern(0.7, nu=nu)(x, xs), 1e-12)
+    with raises(ValueError, match="nu=2"):
+        matern(x, xs, nu=2)
+
+
+def test_sparse_prediction_with_the_exact_posterior_is_exact(data):
+    x, y, xs = data
+    gp = GP(rbf, noise=0.1).fit(x, y)
+    at_data = gp.predict(x, cov=True)
+    K = rbf(x, x)
+    mean, variance = sparse_predict(
+        K, rbf(x, xs), torch.ones(len(xs)).double(), *at_data, jitter=1e-12
+    )
+    exact = gp.predict(xs, cov=True)
+    assert_close(mean, exact[0], 1e-6)
+    assert_close(variance, exact[1].diagonal(), 1e-6)
+
+
+def test_sparse_prediction_from_the_prior_is_the_prior(data):
+    x, _, xs = data
+    z = x[:5]
+    Kzz, kxx = rbf(z, z), torch.ones(len(xs), dtype=torch.float64)
+    mean, variance = sparse_predict(Kzz, rbf(z, xs), kxx, torch.zeros(5, 2).double(), Kzz)
+    assert mean.shape == (5, 2)
+    assert (mean == 0).all()
+    assert_close(variance, kxx, 1e-10)
+    with raises(ValueError, match="jitter=0"):
+        sparse_predict(-Kzz, rbf(z, xs), kxx, torch.zeros(5, 2).double(), Kzz, jitter=0)
+    with raises(ValueError, match="jitter=-1"):
+        sparse_predict(Kzz, rbf(z, xs), kxx, torch.zeros(5, 2).double(), Kzz, jitter=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,14 +11,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lib.core.seeds import child
+
 
 class Split(NamedTuple):
-    """Training and test samples; ``x`` as floats, class labels ``y`` as int64."""
+    """Training and test samples; ``x`` as floats, ``y`` as int64 labels or as float targets."""
 
     x: Float[Tensor, "n ..."]
-    y: Int[Tensor, "n"]
+    y: Int[Tensor, "n"] | Float[Tensor, "n"]
     x_test: Float[Tensor, "m ..."]
-    y_test: Int[Tensor, "m"]
+    y_test: Int[Tensor, "m"] | Float[Tensor, "m"]
 
     def to(self, device: torch.device | str) -> Split:
         """The same samples on ``device``."""
@@ -50,6 +53,56 @@ def digits(train: int = 1197, test: int = 600, image: bool = False, size: int = 
     if not image:
         x = x.flatten(1)
     return Split(x[:train].clone(), y[:train].clone(), x[-test:].clone(), y[-test:].clone())
+
+
+def table(name: str, seed: int, test: float = 0.2) -> Split:
+    """One of scikit-learn's tables, split at random and standardized by its training part.
+
+    ``"diabetes"`` (442 patients, 10 columns; the target is standardized too) is regression;
+    ``"breast_cancer"`` (569, 30 columns, 2 classes), ``"wine"`` (178, 13, 3) and ``"iris"``
+    (150, 4, 3) are classification. A column that is constant in training becomes zero.
+
+    Args:
+        seed: of the split.
+        test: fraction of the rows that are kept for testing, rounded up.
+
+    Raises:
+        ValueError: an unknown name, a fraction that leaves nothing to train or to test on.
+    """
+    if name not in TABLES:
+        raise ValueError(f"name={name!r}: allowed are {', '.join(sorted(TABLES))}")
+    x, y = _table(name)
+    n_test = math.ceil(test * len(x)) if 0 < test < 1 else 0
+    if not 0 < n_test < len(x):
+        raise ValueError(f"test={test}: allowed is a fraction between 0 and 1")
+    order = torch.randperm(len(x), generator=child(seed, "table", name))
+    learn, held = order[:-n_test], order[-n_test:]
+    x = _standardized(x, x[learn])
+    if y.is_floating_point():
+        y = _standardized(y, y[learn])
+    return Split(x[learn], y[learn], x[held], y[held])
+
+
+TABLES = {
+    "diabetes": "load_diabetes",
+    "breast_cancer": "load_breast_cancer",
+    "wine": "load_wine",
+    "iris": "load_iris",
+}
+
+
+def _standardized(values: Tensor, reference: Tensor) -> Tensor:
+    mean, std = reference.mean(0), reference.std(0, correction=0)
+    return ((values - mean) / torch.where(std > 0, std, torch.inf)).float()
+
+
+@functools.cache
+def _table(name: str) -> tuple[Tensor, Tensor]:
+    import sklearn.datasets
+
+    raw = getattr(sklearn.datasets, TABLES[name])()
+    dtype = torch.float64 if name == "diabetes" else torch.int64
+    return torch.tensor(raw.data, dtype=torch.float64), torch.tensor(raw.target, dtype=dtype)
 
 
 @functools.cache

@@ -21,14 +21,6 @@ BUTTON, SET_UP = "itr-button", "tag_hide-cell"
 """Marks of what is no text of the book: the card's buttons, and a folded cell of imports."""
 
 
-HUSH = """
-new MutationObserver((changes) => changes.forEach(({ target }) =>
-  target.querySelector("svg")?.setAttribute("aria-hidden", "true")
-)).observe(document, { subtree: true, attributes: true, attributeFilter: ["data-itr"] });
-"""
-"""A chart is described as a whole; Vega's roles of single marks would be read out without names."""
-
-
 def add_scripts(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
@@ -49,7 +41,6 @@ def add_scripts(
     if any(CHART in text for text in raw):
         # charts.js fetches Vega when the first chart comes near the window.
         vega = context["pathto"]("_static/vega.js", resource=True)
-        app.add_js_file(None, body=HUSH)
         app.add_js_file("charts.js", loading_method="defer", **{"data-vega": vega})
     if any(MATH in text for text in raw):
         # Sphinx looks for mathematics in the text only, not in what a cell left.

@@ -252,6 +252,9 @@
       this.tall = this.width === room ? Math.max(this.tall, tall) : tall;
       this.width = room;
       host.style.minHeight = this.tall + "px";
+      // A chart is described as a whole; the roles of single marks would be read out without names.
+      const svg = stage.querySelector("svg");
+      if (svg) svg.setAttribute("aria-hidden", "true");
       host.dataset.itr = "drawn";
     }
   }

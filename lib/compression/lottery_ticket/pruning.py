@@ -23,7 +23,8 @@ def magnitude_mask(
     """Remove the share ``rate`` of the surviving weights, those of smallest magnitude.
 
     Of ``n`` survivors ``round(rate n)`` go; of equal magnitudes the later one goes first. What was
-    pruned before stays pruned and is not counted.
+    pruned before stays pruned and is not counted. (The authors' code prunes up to and including the
+    weight at that place, which is one more, and all that equal it.)
 
     Args:
         weights: trained weights by name; names that are not in the mask are not looked at.

@@ -100,6 +100,11 @@ def accuracy(logits: Float[Tensor, "n c"], y: Int[Tensor, "n"]) -> Float[Tensor,
     return (logits.argmax(-1) == y).float().mean()
 
 
+def _cross_entropy(logits: Float[Tensor, "n c"], y: Int[Tensor, "n"]) -> Float[Tensor, ""]:
+    # vmap takes F.cross_entropy apart into many small operations, a tenth of a training's time.
+    return -logits.log_softmax(-1).gather(-1, y[:, None]).mean()
+
+
 def adam(lr: float) -> Callable[[Iterable[Tensor]], torch.optim.Optimizer]:
     """Factory of Adam, fused: the update of a stack of small networks is one pass."""
     return lambda params: torch.optim.Adam(params, lr=lr, fused=True)
@@ -131,7 +136,7 @@ class Training:
     schedule: Callable[[int], float] | None = None
     log: Sequence[int] = ()
     augment: Callable[[Tensor, int, int], Tensor] | None = None
-    stack: int = 12
+    stack: int = 24
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.stack < 1:
@@ -162,7 +167,7 @@ class Training:
                 tickets.update(zip(part, run(moved, first, save_at), strict=True))
         return [tickets[i] for i in range(len(starts))]
 
-    def _network(self, start: Start) -> Masked:
+    def _network(self, start: Start) -> nn.Module:
         model = self.make().to(self.data[0].device)
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         if differ := sorted(named.keys() ^ start.init_state.keys()):
@@ -175,7 +180,7 @@ class Training:
         with torch.no_grad():
             for name, value in start.init_state.items():
                 named[name].copy_(value)
-        return Masked(model, start.mask)
+        return model
 
     def _batches(
         self, seeds: Sequence[int], first: int, save_at: int | None, save: Callable[[], None]
@@ -190,11 +195,13 @@ class Training:
             if step == save_at:
                 # Before the step's forward pass, which would already move batch statistics.
                 save()
-            index = [batch_indices(len(x), self.batch, step, seed).to(x.device) for seed in place]
-            xs = [x[i] if self.augment is None else self.augment(x[i], step, seed)
-                  for i, seed in zip(index, place, strict=True)]  # fmt: skip
-            ys = [y[i] for i in index]
-            return torch.stack(xs)[member], torch.stack(ys)[member]
+            index = torch.stack([batch_indices(len(x), self.batch, step, seed) for seed in place])
+            if self.augment is None:
+                index = index[member].to(x.device)
+                return x[index], y[index]
+            index = index.to(x.device)
+            xs = [self.augment(x[i], step, seed) for i, seed in zip(index, place, strict=True)]
+            return torch.stack(xs)[member], y[index[member]]
 
         return draw
 
@@ -211,10 +218,14 @@ class Training:
         if any(s.mask.keys() != starts[0].mask.keys() for s in starts):
             raise ValueError("mask: networks that are stacked must have masks of the same names")
         networks = [self._network(s) for s in starts]
+        Masked(self.make(), starts[0].mask)  # refuses masks that it could not keep
         if bad := [type(m).__name__ for m in networks[0].modules() if _has_statistics(m)]:
             raise ValueError(f"stack={self.stack}: {bad[0]} needs stack=1")
         stack = Ensemble(networks)
-        optimizer, saved = _Resumable(self.optimizer, stack.params, starts, stacked=True), []
+        masks = {n: torch.stack([s.mask[n] for s in starts]) for n in starts[0].mask}
+        pairs = [(stack.params[n], keep.to(stack.params[n])) for n, keep in masks.items()]
+        optimizer = _Resumable(self.optimizer, stack.params, starts, stacked=True, hold=pairs)
+        saved: list[Start] = []
 
         def save() -> None:
             states = [optimizer.state(i) for i in range(len(starts))]
@@ -225,7 +236,7 @@ class Training:
 
         draw = self._batches([s.seed for s in starts], first, save_at, save)
         fit_ensemble(stack, range(len(starts)), draw,
-                     lambda model, b: F.cross_entropy(model(b[0]), b[1]), optimizer=optimizer,
+                     lambda model, b: _cross_entropy(model(b[0]), b[1]), optimizer=optimizer,
                      per_member=True, callback=measure, what=f"training {len(starts)} networks",
                      **self._shared(first))  # fmt: skip
         rows = pd.DataFrame(stack.history.rows)
@@ -239,7 +250,7 @@ class Training:
         return [self._one(start, first, save_at) for start in starts]
 
     def _one(self, start: Start, first: int, save_at: int | None) -> Ticket:
-        network, saved = self._network(start), []
+        network, saved = Masked(self._network(start), start.mask), []
         named = dict(network.named_parameters())
         optimizer = _Resumable(self.optimizer, named, [start], stacked=False)
 
@@ -279,8 +290,10 @@ class Training:
 class _Resumable:
     """An optimizer factory that remembers its optimizer, and lets it continue from a state."""
 
-    def __init__(self, make: Callable, named: Mapping[str, Tensor], starts, stacked: bool) -> None:
-        self.make, self.starts, self.stacked = make, starts, stacked
+    def __init__(
+        self, make: Callable, named: Mapping[str, Tensor], starts, stacked: bool, hold=()
+    ) -> None:
+        self.make, self.starts, self.stacked, self.hold = make, starts, stacked, hold
         self.names = [plain_name(n.removeprefix("module.")) for n, p in named.items()
                       if p.requires_grad]  # fmt: skip
 
@@ -294,6 +307,8 @@ class _Resumable:
                 if self.stacked and value.shape == p.shape[1:]:
                     value = torch.stack([state[key] for state in each])
                 self.optimizer.state[p][key] = value.clone()
+        if self.hold:
+            _hold(self.hold, self.optimizer)
         return self.optimizer
 
     def state(self, i: int) -> dict[str, dict[str, Tensor]]:
@@ -309,22 +324,29 @@ class _Resumable:
         }
 
 
+@torch.no_grad()
+def _hold(pairs: Sequence[Pair], optimizer: torch.optim.Optimizer) -> None:
+    """Keep pruned weights of a stack at 0, as ``Masked`` does, with less work for small networks.
+
+    A pruned weight starts at 0, its gradient is 0, and it is 0 again after every step, whatever the
+    optimizer adds.
+    """
+    weights, masks = (list(part) for part in zip(*pairs, strict=True))
+    torch._foreach_mul_(weights, masks)
+    for w, m in pairs:
+        w.register_hook(lambda grad, m=m: grad * m)
+
+    def after(*_) -> None:
+        with torch.no_grad():
+            torch._foreach_mul_(weights, masks)
+
+    optimizer.register_step_post_hook(after)
+
+
 def _unstack(stack: Ensemble, n: int) -> list[Params]:
-    """Each network's parameters and buffers under their plain names, masked weights exactly 0."""
+    """Each network's parameters and buffers."""
     both = {**stack.params, **stack.buffers}
-    masks = {n: t for n, t in stack.buffers.items() if plain_name(n) is None}
-    result: list[Params] = [{} for _ in range(n)]
-    for full, tensor in both.items():
-        name = plain_name(full.removeprefix("module."))
-        if name is None:
-            continue
-        values = tensor.detach().clone()
-        ones = masks.get(full.replace(".original", ".0.ones"))
-        if ones is not None:
-            values = torch.where(ones.bool(), values, 0)
-        for state, value in zip(result, values, strict=True):
-            state[name] = value
-    return result
+    return [{name: t[i].detach().clone() for name, t in both.items()} for i in range(n)]
 
 
 def _saved(starts, states, optimizers, step: int) -> list[Start]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 
@@ -50,8 +51,13 @@ def batch_indices(n: int, batch: int, step: int, seed: int) -> Int[Tensor, "batc
     if step < 0:
         raise ValueError(f"step={step}: allowed is 0 or more")
     epoch, position = divmod(step, n // batch)
-    order = torch.randperm(n, generator=child(seed, "epoch", epoch))
-    return order[position * batch : (position + 1) * batch]
+    return _order(n, epoch, seed)[position * batch : (position + 1) * batch].clone()
+
+
+@functools.lru_cache(maxsize=64)
+def _order(n: int, epoch: int, seed: int) -> Tensor:
+    # Every step of an epoch asks for the same permutation.
+    return torch.randperm(n, generator=child(seed, "epoch", epoch))
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:

@@ -56,7 +56,8 @@ def smooth_step(
 ) -> Float[Tensor, "b cu h w"]:
     """``u + S * (f - A * u)``; convolutions as in PyTorch, size kept, no bias.
 
-    Triton computes half precision in float32 and rounds the result once. It knows the paddings
+    Under autocast the tensors first take its type, as those of a convolution do. Triton computes
+    half precision in float32 and rounds the result once. It knows the paddings
     whose adjoint is a convolution of the same kind, zeros and circular, and up to 32 channels;
     ``backend="auto"`` takes the reference for everything else.
 
@@ -65,6 +66,10 @@ def smooth_step(
             it does not know or cannot run here.
         TypeError: a dtype other than float16, bfloat16, float32, float64, or several dtypes.
     """
+    kind = u.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        low = torch.get_autocast_dtype(kind)
+        u, f, A, S = (t if t.dtype == torch.float64 else t.to(low) for t in (u, f, A, S))
     _check(u, f, A, S, padding_mode)
     known = padding_mode in ("zeros", "circular") and max(S.shape[:2]) <= MOST
     chosen = pick_backend(backend, u, f, A, S)
@@ -359,6 +364,11 @@ def _check(u: Tensor, f: Tensor, A: Tensor, S: Tensor, padding_mode: str) -> Non
     if (len(u), *u.shape[2:]) != (len(f), *f.shape[2:]):
         raise ValueError(
             f"u and f must differ in channels only, got {tuple(u.shape)} and {tuple(f.shape)}"
+        )
+    if min(u.shape[2:]) < (2 if padding_mode == "reflect" else 1):
+        raise ValueError(
+            f"u: shape {tuple(u.shape)}; allowed are 1 or more points along an axis, 2 or more "
+            "with padding_mode='reflect'"
         )
     cu, cf = u.shape[1], f.shape[1]
     for name, t, want in (("A", A, (cf, cu, 3, 3)), ("S", S, (cu, cf, 3, 3))):

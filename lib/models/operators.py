@@ -103,8 +103,12 @@ class FNO(nn.Module):
         layer: Callable[..., nn.Module] = SpectralConv,
     ) -> None:
         super().__init__()
-        if depth < 1 or padding < 0:
-            raise ValueError(f"depth={depth}, padding={padding}: allowed are >= 1 and >= 0")
+        if depth < 1 or width < 1 or padding < 0:
+            raise ValueError(
+                f"depth={depth}, width={width}, padding={padding}: allowed are >= 1, >= 1 and >= 0"
+            )
+        if dims not in CONV:
+            raise ValueError(f"dims={dims}: allowed are 1, 2 and 3")
         conv = CONV[dims]
         self.dims, self.coordinates, self.padding = dims, coordinates, padding
         self.lift = conv(c_in + dims * coordinates, width, 1)

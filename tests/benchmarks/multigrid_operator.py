@@ -94,6 +94,7 @@ def solvers() -> list[dict]:
 
 def main() -> list[dict]:
     device = pick_device("auto")
+    torch.backends.cudnn.allow_tf32 = False  # the kernel has full float32, so its peers must
     return smoothing(device) + spectral(device) + solvers()
 
 

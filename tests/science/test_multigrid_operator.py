@@ -115,6 +115,23 @@ def test_linear_and_zero_at_zero(settings, dims, gen):
     assert W(f[..., :13]).shape[-1] == 13  # sizes that do not halve evenly
 
 
+@pytest.mark.parametrize("shape", [(0, 2, 8, 8), (1, 2, 5, 17), (1, 2, 1, 1)])
+def test_odd_batches_and_sizes(shape, gen):
+    W = MgLinearOperator(2, 3, [(1, 1)] * 3)
+    assert W(torch.randn(shape, generator=gen)).shape == (shape[0], 3, *shape[2:])
+
+
+def test_strides_and_autocast_do_not_matter(gen):
+    net = MgNO(2, 1, 4, 2, [(1, 1)] * 3)
+    x = torch.randn(2, 16, 16, 2, generator=gen).permute(0, 3, 1, 2)
+    want = net(x.contiguous())
+    assert_close(net(x), want, 1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = net(x)
+    assert low.dtype == torch.bfloat16
+    assert_close(low.float(), want, 0.03)
+
+
 def test_biases_make_it_affine(gen):
     W = MgLinearOperator(1, 2, [(1, 0)] * 3, bias=True)
     x = torch.randn(1, 1, 8, 8, generator=gen)
@@ -338,6 +355,8 @@ def test_normalizer_and_one_cycle(gen):
             if len(theirs) < total:
                 peer.step()
         assert_close(torch.tensor([ours(t) for t in range(total)]), torch.tensor(theirs), 1e-6)
+    # Where the way up is a single step (PyTorch divides by zero there), it is left out.
+    assert [mg.one_cycle(5)(t) for t in (0, 4)] == [1.0, 0.005]
 
 
 def test_errors(gen):
@@ -361,13 +380,53 @@ def test_errors(gen):
         mg.set_poisson_weights(mg.poisson_operator(3), 2.0)
     with raises(ValueError, match="n=8: allowed are 2"):
         mg.levels_for(8)
+    with raises(ValueError, match="n=-1: allowed are 2"):
+        mg.levels_for(-1)
     assert mg.levels_for(127) == 7
+    W = MgLinearOperator(2, 3, [(1, 0)] * 3)
+    for wrong in ((1, 1, 8, 8), (2, 8, 8), (1, 2, 8)):
+        with raises(ValueError, match="allowed is a batch, 2 channels and 2 axes of points"):
+            W(torch.zeros(wrong))
+    with raises(ValueError, match="level 5 would have 1 points along an axis; allowed are 3"):
+        mg.poisson_operator(6)(torch.zeros(1, 1, 32, 32, dtype=torch.float64))
+    with raises(ValueError, match="level 2 would have 1 points along an axis; allowed are 2"):
+        MgLinearOperator(1, 1, [(1, 0)] * 2, padding_mode="reflect")(torch.zeros(1, 1, 2, 9))
+    with raises(ValueError, match="allowed are pairs of whole numbers"):
+        MgLinearOperator(1, 1, [1, 1, 2])
+    with raises(ValueError, match=r"num_iteration=\(\)"):
+        mg.operator_parameters(1, 1, [])
+    with raises(ValueError, match="e: 4 axes"):
+        mg.convergence(mg.poisson_operator(3), torch.zeros(1, 1, 7, 7), 1)
     with raises(ValueError, match="bias='linear'"):
         MgNO(1, bias="linear")
     with raises(ValueError, match="size=None: give it with"):
         MgNO(1, bias="function")
     with raises(ValueError, match="skip=True: c_out=3"):
         MgNO(2, 3, skip=True)
+    with raises(ValueError, match="c_out=0: allowed are 1 or more"):
+        MgNO(2, 0)
+    with raises(ValueError, match=r"size=\(16,\): allowed are 2 numbers"):
+        MgNO(1, bias="function", size=(16,))
+    with raises(ValueError, match=r"bias='function' was made for \(16, 16\)"):
+        MgNO(1, 1, 2, 1, [(1, 0)] * 2, bias="function", size=(16, 16))(torch.zeros(1, 1, 8, 8))
+    with raises(ValueError, match="size=10: allowed are multiples of 16"):
+        mg.mgno_ns(size=10)
+    with raises(ValueError, match=r"4 channels on \(8, 8\) points; the LayerNorm here was"):
+        mg.mgno_ns(1, 4, 1, 32)(torch.zeros(1, 1, 64, 64))
+    with raises(ValueError, match="size=20: too few points for 5 levels"):
+        mg.mgno_helmholtz(20)
+    with raises(ValueError, match="steps=0"):
+        mg.rollout(nn.Identity(), torch.zeros(1, 1, 4, 4), 0)
+    with raises(ValueError, match="x: 1 samples"):
+        mg.Normalizer(torch.zeros(1, 1, 4, 4), True)
+    with raises(ValueError, match="n=1, size=1"):
+        mg.helmholtz_data(1, 1, torch.Generator())
+    with raises(ValueError, match=r"top: \(4,\); allowed are"):
+        mg.helmholtz(torch.ones(5, 5), torch.ones(4))
+    with raises(ValueError, match="depth=3, dims=4"):
+        mg.ResidualCNN(1, 1, 4, 3, dims=4)
+    with raises(ValueError, match="k=0"):
+        mg.MWT(1, 1, k=0)
     with raises(ValueError, match="depth=1"):
         mg.ResidualCNN(1, 1, 4, 1)
     with raises(ValueError, match="heads=4"):

@@ -13,7 +13,8 @@ Implemented: V-, W- and full multigrid cycles with any number of smoothing steps
 right-hand side or of the residual, zero, periodic and Neumann padding, one to three dimensions, the
 hand weights that turn W into classical multigrid, the authors' four models, and a baseline for each
 of those they compare with. Not implemented: the pipe and airfoil data (a download; the model is
-``mgno_dc`` with the coordinates as two input channels), and any claim about their tables.
+``mgno_dc`` with the coordinates as two input channels), the second and third variant of the
+Helmholtz model, and any claim about their tables.
 """
 
 from lib.science.multigrid_operator.baselines import (

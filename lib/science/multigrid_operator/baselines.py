@@ -30,8 +30,8 @@ class ResidualCNN(nn.Module):
         act: Callable[[], nn.Module] = nn.GELU,
     ) -> None:  # fmt: skip
         super().__init__()
-        if depth < 2:
-            raise ValueError(f"depth={depth}: allowed is 2 or more")
+        if depth < 2 or dims not in CONV:
+            raise ValueError(f"depth={depth}, dims={dims}: allowed are 2 or more, and 1, 2, 3")
         conv = lambda n, m: CONV[dims](n, m, 3, padding=1)
         self.first, self.last = conv(c_in, width), conv(width, c_out)
         self.inner = nn.ModuleList(conv(width, width) for _ in range(depth - 2))
@@ -110,7 +110,8 @@ class MWT(nn.Module):
         coarsest: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.shape = (c, k * k)
+        if min(k, c, alpha, depth) < 1:
+            raise ValueError(f"k={k}, c={c}, alpha={alpha}, depth={depth}: allowed are 1 or more")
         self.lift = nn.Conv2d(c_in + 2, c * k * k, 1)
         self.layers = nn.ModuleList(MultiwaveletLayer(k, alpha, c, coarsest) for _ in range(depth))
         self.head = nn.Sequential(

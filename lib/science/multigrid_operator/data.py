@@ -116,7 +116,12 @@ def helmholtz_data(
 
     ``c = 20 + tanh`` of a Gaussian field; no flux through three sides, and unit flux through the
     middle 30 % of the top (M. De Hoop et al., arXiv:2203.13181). Nodes include the boundary.
+
+    Raises:
+        ValueError: no sample, or fewer than two points along a side.
     """
+    if n < 1 or size < 2:
+        raise ValueError(f"n={n}, size={size}: allowed are >= 1 and >= 2")
     nodes = torch.linspace(0, 1, size, dtype=torch.float64)
     # Cosine fields at the nodes: a grid of the same points, read off by its own basis.
     field = _cosine_field(nodes, n, gen, decay, tau, modes or size)
@@ -144,8 +149,17 @@ def helmholtz(
     Finite volumes around nodes that include the boundary (half and quarter cells there): second
     order. Waves need points: at ``k h = 0.5``, some 12 a wavelength, the phase is off by one
     percent a wavelength. First axis x, second y.
+
+    Raises:
+        ValueError: shapes that do not fit together, or fewer than two points along a side.
     """
     s = len(k)
+    if s < 2 or tuple(k.shape) != (s, s) or len(top) != s:
+        raise ValueError(
+            f"k: {tuple(k.shape)}, top: {tuple(top.shape)}; allowed are (s, s) and (s,), s >= 2"
+        )
+    if source is not None and source.shape != k.shape:
+        raise ValueError(f"source: {tuple(source.shape)}; allowed is that of k, {tuple(k.shape)}")
     h = 1 / (s - 1)
     share = np.ones(s)  # of a full cell, along one axis
     share[[0, -1]] = 0.5
@@ -171,10 +185,15 @@ class Normalizer(nn.Module):
         x: the training set.
         pointwise: a mean and a deviation for every place (the authors' PGN) or one of each (GN).
         eps: added to the deviation, for places that never change.
+
+    Raises:
+        ValueError: fewer than two samples, which have no deviation.
     """
 
     def __init__(self, x: Float[Tensor, "n c *s"], pointwise: bool = False, eps: float = 1e-5):
         super().__init__()
+        if len(x) < 2:
+            raise ValueError(f"x: {len(x)} samples; allowed are 2 or more")
         self.eps = eps
         mean, std = (x.mean(0), x.std(0)) if pointwise else (x.mean(), x.std())
         self.register_buffer("mean", mean)
@@ -204,7 +223,7 @@ def one_cycle(
     wave = lambda a, b, p: b + (a - b) / 2 * (1 + math.cos(math.pi * p))
 
     def factor(step: int) -> float:
-        if step <= peak:
+        if 0 < peak and step <= peak:
             return wave(1 / div, 1.0, step / peak)
         share = min(1.0, (step - peak) / (total - 1 - peak))
         return wave(1.0, 1 / (div * final_div), share)

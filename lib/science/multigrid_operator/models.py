@@ -56,17 +56,19 @@ class MgNO(nn.Module):
         **operator,
     ) -> None:
         super().__init__()
-        if num_layer < 1:
-            raise ValueError(f"num_layer={num_layer}: allowed is 1 or more")
+        if num_layer < 1 or c_out < 1:
+            raise ValueError(f"num_layer={num_layer}, c_out={c_out}: allowed are 1 or more")
         if bias not in ("none", "constant", "pointwise", "function"):
             raise ValueError(
                 f"bias={bias!r}: allowed are 'none', 'constant', 'pointwise' and 'function'"
             )
         if (bias == "function") != (size is not None):
             raise ValueError(f"size={size}: give it with bias='function', and only then")
+        if size is not None and len(size) != dims:
+            raise ValueError(f"size={tuple(size)}: allowed are {dims} numbers, one an axis")
         if skip and c_out not in (1, c_in):
             raise ValueError(f"skip=True: c_out={c_out}; allowed are 1 and c_in={c_in}")
-        self.skip = skip
+        self.skip, self.size = skip, None if size is None else tuple(size)
         widths = [c_in, *[c_u] * (num_layer - 1)]
         self.operators = nn.ModuleList(
             MgLinearOperator(c, c_u, num_iteration, dims=dims, bias=smoother_bias, **operator)
@@ -85,6 +87,10 @@ class MgNO(nn.Module):
         self.head = CONV[dims](c_u, c_out, 1, bias=False) if head is None else head
 
     def forward(self, x: Float[Tensor, "b c_in *n"]) -> Float[Tensor, "b c_out *n"]:
+        if self.size is not None and tuple(x.shape[2:]) != self.size:
+            raise ValueError(
+                f"x: {tuple(x.shape[2:])} points; bias='function' was made for {self.size}"
+            )
         u = x
         for i, (W, act) in enumerate(zip(self.operators, self.acts, strict=True)):
             v = W(u)
@@ -103,12 +109,30 @@ def rollout(
     """Step in time: each prediction is appended to the history, whose oldest field drops out.
 
     The ``t`` fields of the history are the model's input channels; it predicts the next one.
+
+    Raises:
+        ValueError: ``steps`` below 1.
     """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: allowed is 1 or more")
     out = []
     for _ in range(steps):
         out.append(model(history)[:, -1:])
         history = torch.cat([history[:, 1:], out[-1]], 1)
     return torch.cat(out, 1)
+
+
+class FieldNorm(nn.LayerNorm):
+    """LayerNorm over channels and places: its weights tie a model to one grid."""
+
+    def forward(self, x: Float[Tensor, "b c *n"]) -> Float[Tensor, "b c *n"]:
+        if tuple(x.shape[1:]) != tuple(self.normalized_shape):
+            channels, *made_for = self.normalized_shape
+            raise ValueError(
+                f"x: {x.shape[1]} channels on {tuple(x.shape[2:])} points; the LayerNorm here was "
+                f"made for {channels} on {tuple(made_for)}: give the model its size"
+            )
+        return super().forward(x)
 
 
 # --------------------------------------------------------------------------- the authors' models
@@ -145,8 +169,16 @@ def mgno_ns(
     LayerNorm runs over channels and places and has a weight for every one of them, which ties the
     model to ``size``. ``periodic_up=False`` leaves the transposed convolutions zero-padded, as in
     the authors' code, and breaks the translation symmetry of the flow.
+
+    Raises:
+        ValueError: a ``size`` that the levels cannot halve evenly.
     """
-    norm = lambda l, c: nn.LayerNorm([c, size // 2**l, size // 2**l])
+    if size < 1 or size % 2 ** (len(num_iteration) - 1):
+        raise ValueError(
+            f"size={size}: allowed are multiples of {2 ** (len(num_iteration) - 1)}, so that "
+            f"{len(num_iteration)} levels halve evenly"
+        )
+    norm = lambda l, c: FieldNorm([c, size // 2**l, size // 2**l])
     return MgNO(
         c_in, 1, c_u, num_layer, num_iteration, bias="none", skip=True, norm=norm,
         padding_mode="circular", periodic_up=periodic_up, smoother_bias=bias,
@@ -160,16 +192,21 @@ def mgno_helmholtz(
     """``MgNO_helm``: reflected borders, channels that grow with the level, a W as last layer.
 
     Transfers are not padded (101, 50, 24, 11, 5 points). LayerNorm stands before each activation.
+
+    Raises:
+        ValueError: a ``size`` with too few points for that many levels.
     """
     kernels, n = [], size
     for _ in num_iteration[1:]:
+        if n < 5:  # reflection needs two points on the next grid
+            raise ValueError(f"size={size}: too few points for {len(num_iteration)} levels")
         coarse = (n - 3) // 2 + 1
         kernels.append(n - 2 * (coarse - 1))
         n = coarse
     settings = {"padding_mode": "reflect", "transfer_padding": 0, "up_kernel": kernels}
     settings["grow"] = True
     head = MgLinearOperator(c_u, 1, num_iteration, bias=True, **settings)
-    act = lambda: nn.Sequential(nn.LayerNorm([c_u, size, size]), nn.GELU())
+    act = lambda: nn.Sequential(FieldNorm([c_u, size, size]), nn.GELU())
     return MgNO(
         c_in, 1, c_u, num_layer, num_iteration, bias="none", act=act, head=head,
         smoother_bias=True, **settings,

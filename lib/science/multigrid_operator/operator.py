@@ -9,6 +9,7 @@ a transposed convolution. No step has a bias or a nonlinearity, so the map ``f -
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -76,13 +77,14 @@ class MgLinearOperator(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        steps = tuple(tuple(pair) for pair in num_iteration)
+        steps = _pairs(num_iteration)
         _check(c_f, c_u, steps, dims, padding_mode, cycle, transfer_padding)
         J = len(steps)
         kernels = (up_kernel,) * (J - 1) if isinstance(up_kernel, int) else tuple(up_kernel)
         if len(kernels) != J - 1 or not set(kernels) <= {3, 4}:
             raise ValueError(f"up_kernel={kernels}: allowed are {J - 1} numbers, each 3 or 4")
-        self.num_iteration, self.dims, self.padding_mode = steps, dims, padding_mode
+        self.c_f, self.num_iteration = c_f, steps
+        self.dims, self.padding_mode = dims, padding_mode
         self.cycle, self.transfer_padding = cycle, transfer_padding
         self.periodic_up = periodic_up and padding_mode == "circular"
 
@@ -117,6 +119,7 @@ class MgLinearOperator(nn.Module):
             self.norm.append(nn.Identity() if norm is None else norm(l, cu[l]))
 
     def forward(self, f: Float[Tensor, "b c_f *n"]) -> Float[Tensor, "b c_u *n"]:
+        self._check_field(f)
         if self.cycle == "full" and len(self.down) > 1:
             return self._full(f)
         return self._cycle(0, None, f)
@@ -162,6 +165,23 @@ class MgLinearOperator(nn.Module):
         if max(short) > 0:  # an odd periodic size, or a kernel of 3 below an even one
             u = F.pad(u, [e for m in reversed(short) for e in (0, max(m, 0))])
         return u[(..., *(slice(n) for n in size))]
+
+    def _check_field(self, f: Tensor) -> None:
+        if f.ndim != self.dims + 2 or f.shape[1] != self.c_f:
+            raise ValueError(
+                f"f: shape {tuple(f.shape)}; allowed is a batch, {self.c_f} channels and "
+                f"{self.dims} axes of points"
+            )
+        n = min(f.shape[2:])
+        for l in range(len(self.down)):
+            unpadded = self.transfer_padding == 0 and l + 1 < len(self.down)
+            need = 3 if unpadded else 2 if self.padding_mode == "reflect" else 1
+            if n < need:
+                raise ValueError(
+                    f"f: shape {tuple(f.shape)} is too small for {len(self.down)} levels: level "
+                    f"{l + 1} would have {n} points along an axis; allowed are {need} or more"
+                )
+            n = (n + 2 * self.transfer_padding - 1) // 2
 
 
 class MgSmoother(nn.Module):
@@ -266,7 +286,13 @@ def _stencil(dims: int) -> Tensor:
 def convergence(
     W: Callable[[Tensor], Tensor], e: Float[Tensor, "*n"], steps: int
 ) -> Float[Tensor, "k"]:
-    """``||e||`` along ``e <- e - W(A e)`` with the unscaled stencil A, the start included."""
+    """``||e||`` along ``e <- e - W(A e)`` with the unscaled stencil A, the start included.
+
+    Raises:
+        ValueError: a field without points or of more than three axes, or negative ``steps``.
+    """
+    if e.ndim not in CONV or steps < 0:
+        raise ValueError(f"e: {e.ndim} axes, steps={steps}; allowed are 1 to 3 and 0 or more")
     A = _stencil(e.ndim).to(e)[None, None]
     conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[e.ndim]
     e, norms = e[None, None], [e.norm()]
@@ -292,12 +318,16 @@ def operator_parameters(c_f: int, c_u: int, num_iteration: Iterations, dims: int
 
     ``3^d c_f c_u`` for every S and A (the very first step has no A), and for every coarsening
     ``3^d (c_f^2 + c_u^2)`` for R and Pi and ``4^d c_u^2`` for P.
+
+    Raises:
+        ValueError: arguments that :class:`MgLinearOperator` does not take either.
     """
+    num_iteration = _pairs(num_iteration)
+    _check(c_f, c_u, num_iteration, dims, "zeros", "v", 1)
     steps = sum(sum(pair) for pair in num_iteration)
     coarsenings = len(num_iteration) - 1
-    first = 1 if num_iteration[0][0] > 0 else 0
     per_coarsening = 3**dims * (c_f**2 + c_u**2) + 4**dims * c_u**2
-    return 3**dims * c_f * c_u * (2 * steps - first) + coarsenings * per_coarsening
+    return 3**dims * c_f * c_u * (2 * steps - 1) + coarsenings * per_coarsening
 
 
 def levels_for(n: int) -> int:
@@ -306,10 +336,19 @@ def levels_for(n: int) -> int:
     Raises:
         ValueError: ``n`` is not of that form.
     """
-    J = round(math.log2(n + 1))
-    if n < 1 or 2**J - 1 != n:
+    J = round(math.log2(max(n, 1) + 1))
+    if n != 2**J - 1:
         raise ValueError(f"n={n}: allowed are 2^J - 1, that is 1, 3, 7, 15, ...")
     return J
+
+
+def _pairs(num_iteration: Iterations) -> tuple[tuple[int, ...], ...]:
+    try:
+        return tuple(tuple(map(operator.index, pair)) for pair in num_iteration)
+    except TypeError:
+        raise ValueError(
+            f"num_iteration={num_iteration}: allowed are pairs of whole numbers (pre, post)"
+        ) from None
 
 
 def _check(c_f, c_u, steps, dims, padding_mode, cycle, transfer_padding) -> None:

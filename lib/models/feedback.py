@@ -16,9 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def goodness(h: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
-    """Mean square of each row, ``|h|^2 / d``. Rectifying ``h`` first is the caller's part."""
-    return h.square().mean(-1)
+def goodness(h: Float[Tensor, "*b d"], total: bool = False) -> Float[Tensor, "*b"]:
+    """Mean square of each row, ``|h|^2 / d``; with ``total`` the sum, ``|h|^2``.
+
+    Rectifying ``h`` first is the caller's part. A threshold ``theta`` on the sum is ``theta / d``
+    on the mean, but the loss is steeper by ``d``.
+    """
+    return h.square().sum(-1) if total else h.square().mean(-1)
 
 
 def ff_loss(
@@ -83,6 +87,8 @@ class FeedbackLinear(nn.Module):
                 f"mode={mode!r} with signal={signal} and k={k}: 'dfa' and 'drtp' need both, "
                 "'fa' takes neither"
             )
+        if min(n_in, n_out) < 1 or (k is not None and k < 1):
+            raise ValueError(f"n_in={n_in}, n_out={n_out}, k={k}: allowed is 1 or more")
         self.mode, self.signal = mode, signal
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
         self.bias = nn.Parameter(torch.zeros(n_out))
@@ -110,6 +116,11 @@ class _Feedback(torch.autograd.Function):
         source = g if ctx.signal is None else ctx.signal.value
         if source is None:
             raise RuntimeError("signal.value is not set: watch the output, or set the targets")
+        if source.shape != (*g.shape[:-1], len(feedback)):
+            raise ValueError(
+                f"signal.value has shape {tuple(source.shape)}; this layer wants "
+                f"{(*g.shape[:-1], len(feedback))}, one row for each of its outputs and k columns"
+            )
         flat = g.flatten(0, -2)
         return source @ feedback, flat.T @ x.flatten(0, -2), flat.sum(0), None, None
 

@@ -373,8 +373,20 @@ def pool(
 
     A graph without nodes gets zeros. ``graphs`` is their number, the largest index plus one by
     default.
+
+    Raises:
+        ValueError: no nodes and no ``graphs``, an index that is none of the graphs, lengths of
+            ``x`` and ``batch`` that differ, or an unknown ``how``.
     """
+    if len(batch) != len(x):
+        raise ValueError(f"batch has {len(batch)} entries for {len(x)} nodes")
+    if graphs is None and not len(batch):
+        raise ValueError("batch is empty: give the number of graphs as `graphs`")
     b = graphs if graphs is not None else int(batch.max()) + 1
+    if len(batch) and not 0 <= int(batch.min()) <= int(batch.max()) < b:
+        raise ValueError(
+            f"batch goes from {int(batch.min())} to {int(batch.max())}; graphs are 0 to {b - 1}"
+        )
     if how == "sum":
         return _sum_at(x, batch, b)
     if how == "mean":

@@ -68,6 +68,7 @@ class UNet(nn.Module):
         if pad not in ("zeros", "circular"):
             raise ValueError(f"pad={pad!r}: allowed are 'zeros' and 'circular'")
         self.dims, self.up, self.pad, self.condition = dims, up, pad, condition
+        self.channels = c_in
         make = lambda a, b: Block(a, b, dims, norm, bias, pad, condition, act)
         pairs = list(zip(widths[:-1], widths[1:]))
         self.down = nn.ModuleList([make(c_in, widths[0]), *(make(a, b) for a, b in pairs)])
@@ -85,6 +86,11 @@ class UNet(nn.Module):
             raise ValueError(
                 f"condition: {'missing' if condition is None else 'given'}, but the network was "
                 f"built with condition={self.condition}"
+            )
+        if x.ndim != self.dims + 2 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: allowed is a batch, {self.channels} channels and "
+                f"{self.dims} axes of space"
             )
         maps = []
         for level, block in enumerate(self.down):

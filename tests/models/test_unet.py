@@ -64,3 +64,7 @@ def test_errors():
         UNet(1, 1, [4], up="cubic")
     with raises(ValueError, match="pad='reflect'"):
         UNet(1, 1, [4], pad="reflect")
+    with raises(ValueError, match="allowed is a batch, 3 channels and 2 axes"):
+        UNet(3, 1, [4, 8])(torch.zeros(1, 2, 8, 8))
+    with raises(ValueError, match="allowed is a batch, 3 channels and 2 axes"):
+        UNet(3, 1, [4, 8])(torch.zeros(3, 8, 8))

@@ -67,10 +67,12 @@ class Graph:
         """Number of classes: the largest label plus one.
 
         Raises:
-            ValueError: the graph has no labels.
+            ValueError: the graph has no labels, or every node's label is -1.
         """
         if self.y is None:
             raise ValueError("the graph has no labels y")
+        if not (self.y >= 0).any():
+            raise ValueError(f"y: none of the {self.n} nodes has a label (all are below 0)")
         return int(self.y.max()) + 1
 
     def to(self, device: torch.device | str) -> Graph:

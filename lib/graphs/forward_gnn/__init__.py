@@ -4,21 +4,30 @@ N. Park, X. Wang, A. Simoulin, S. Yang, G. Yang, R. Rossi, P. Trivedi and N. Ahm
 Learning of Graph Neural Networks*, ICLR 2024, arXiv:2403.11004.
 
 Reading order: ``virtual`` (labels onto a graph), ``local`` (layers with losses of their own:
-forward-forward, single forward, top-down), ``model`` (ForwardGNN, its training and inference),
-``links`` (link prediction), ``baselines`` (backpropagation, local heads, cascaded forward,
-PEPITA, random feedback). Goodness and its loss are in ``lib.models.feedback``, the convolutions in
-``lib.models.graph_layers``, graphs in ``lib.core.data.graphs``. Left out: the paper's data loaders
-beyond Planetoid, and mini-batches of sampled neighborhoods.
+forward-forward, single forward, top-down), ``model`` (ForwardGNN, its inference, and its training
+with the loops of ``training``), ``links`` (link prediction), ``baselines`` (backpropagation, local
+heads, cascaded forward, signal propagation, PEPITA, random feedback). ``convs`` has the
+convolutions by name; they live in ``lib.models.graph_layers``, goodness and its loss in
+``lib.models.feedback``, graphs in ``lib.core.data.graphs``.
+
+Defaults are those of the authors' program (github.com/facebookresearch/forwardgnn): goodness as a
+sum with theta 2, every wrong class as a negative, temperature 1, Adam at 1e-3 with weight decay
+5e-4, ten time steps at inference of which the last eight count. Two differ: links to class nodes
+run one way in the SF modes (theirs run both ways), and "relational" has two kinds of edges (theirs
+one for each class and direction). Left out: its option to append the labels in the SF modes too,
+and its data sets (CitationFull, Amazon, GitHub); the chapter uses Cora and CiteSeer of Planetoid.
 """
 
 from lib.graphs.forward_gnn.baselines import (
     BackpropGNN,
     LocalHeads,
+    SignalPropagation,
     accuracy,
     fit_backprop,
     fit_pepita,
     pepita_updates,
 )
+from lib.graphs.forward_gnn.convs import CONVS, NoGraph
 from lib.graphs.forward_gnn.links import (
     ForwardLinks,
     LinkSplit,
@@ -36,7 +45,8 @@ from lib.graphs.forward_gnn.local import (
     single_forward,
     top_down,
 )
-from lib.graphs.forward_gnn.model import CONVS, MODES, ForwardGNN, NoGraph, train_layer
+from lib.graphs.forward_gnn.model import MODES, ForwardGNN
+from lib.graphs.forward_gnn.training import train_layer
 from lib.graphs.forward_gnn.virtual import VirtualNodeAugmenter, append_labels, wrong_labels
 from lib.models.feedback import ff_loss, goodness
 
@@ -64,6 +74,7 @@ __all__ = [
     "NoGraph",
     "non_edges",
     "pepita_updates",
+    "SignalPropagation",
     "single_forward",
     "split_links",
     "top_down",

@@ -1,9 +1,11 @@
 """What forward learning is compared with: backpropagation, and other ways to do without it.
 
 Backpropagation through the whole network; a linear head on every layer, trained with its layer or
-on random features (the cascaded forward algorithm, G. Zhao et al., arXiv:2303.09728); PEPITA (G.
-Dellaferrera and G. Kreiman, arXiv:2201.11665), which replaces the backward pass by a second forward
-pass on an input shifted by the error; and fixed random feedback (``lib.models.feedback``).
+on random features (the cascaded forward algorithm, G. Zhao et al., arXiv:2303.09728); signal
+propagation (A. Kohan, E. Rietman and H. Siegelmann, arXiv:2204.01723), where the labels go forward
+through the layers beside the nodes; PEPITA (G. Dellaferrera and G. Kreiman, arXiv:2201.11665),
+which replaces the backward pass by a second forward pass on an input shifted by the error; and
+fixed random feedback (``lib.models.feedback``). The authors' program has backpropagation only.
 """
 
 from __future__ import annotations
@@ -20,8 +22,22 @@ from torch import Tensor, nn
 from lib.core.data.graphs import Graph
 from lib.core.fitting import History, fit, progress
 from lib.core.meters import stopwatch
-from lib.graphs.forward_gnn.local import Layer
-from lib.graphs.forward_gnn.model import CONVS, Conv, train_layer
+from lib.graphs.forward_gnn.convs import (
+    CONVS,
+    Conv,
+    check_conv,
+    check_features,
+    check_widths,
+    heads,
+)
+from lib.graphs.forward_gnn.local import (
+    Layer,
+    bottom_up,
+    class_logits,
+    class_node_loss,
+    single_forward,
+)
+from lib.graphs.forward_gnn.training import train_layer
 from lib.models.feedback import FeedbackLinear, Signal
 from lib.models.graph_layers import GCN, SAGE, glorot
 
@@ -34,6 +50,10 @@ class BackpropGNN(nn.Module):
         conv: as in ``ForwardGNN``, without ``"relational"``.
         feedback: ``None`` for backpropagation; ``"fa"``, ``"dfa"``, ``"drtp"`` send fixed random
             feedback instead (only with "gcn" and "sage").
+
+    Raises:
+        ValueError: an unknown ``conv`` or ``feedback``, two that do not go together, too few
+            ``widths`` or one below 1.
     """
 
     def __init__(
@@ -44,8 +64,10 @@ class BackpropGNN(nn.Module):
         gen: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if conv not in CONVS or conv == "relational":
-            raise ValueError(f"conv={conv!r}: allowed are 'gcn', 'sage', 'gat' and 'none'")
+        check_conv(conv)
+        check_widths(widths)
+        if feedback not in (None, "fa", "dfa", "drtp"):
+            raise ValueError(f"feedback={feedback!r}: allowed are None, 'fa', 'dfa' and 'drtp'")
         if feedback is not None and conv not in ("gcn", "sage"):
             raise ValueError(f"feedback={feedback!r} with conv={conv!r}: only 'gcn' and 'sage'")
         self.conv, self.feedback, self.signal = conv, feedback, Signal()
@@ -53,9 +75,12 @@ class BackpropGNN(nn.Module):
         if feedback is not None:
             direct = {} if feedback == "fa" else {"signal": self.signal, "k": widths[-1]}
             more["linear"] = lambda a, b: FeedbackLinear(a, b, feedback, gen=gen, **direct)
-        self.layers = nn.ModuleList(
-            CONVS[conv](a, b, gen=gen, **more) for a, b in zip(widths[:-1], widths[1:])
-        )
+        self.features, self.classes = widths[0], widths[-1]
+        self.layers = nn.ModuleList()
+        for l, (a, b) in enumerate(zip(widths[:-1], widths[1:])):
+            if conv == "gat":  # one head for the logits
+                more["heads"] = heads(b) if l + 2 < len(widths) else 1
+            self.layers.append(CONVS[conv](a, b, gen=gen, **more))
 
     def forward(self, x: Float[Tensor, "n f"], edges: Any) -> Float[Tensor, "n c"]:
         for layer in self.layers[:-1]:
@@ -64,7 +89,12 @@ class BackpropGNN(nn.Module):
         return self.signal.watch(x) if self.feedback == "dfa" else x
 
     def edges(self, graph: Graph) -> Any:
-        """The graph's edges in the form the convolution wants them in."""
+        """The graph's edges in the form the convolution wants them in.
+
+        Raises:
+            ValueError: the graph's features are not the network's.
+        """
+        check_features(graph, self.features, next(self.parameters()).dtype)
         known = {"gcn": GCN, "sage": SAGE}
         if self.conv in known:
             return known[self.conv].matrix(graph.edge_index, graph.n, dtype=graph.x.dtype)
@@ -90,10 +120,10 @@ def fit_backprop(
     With ``best`` the weights of the best validation epoch are kept, looked at every ``check``.
 
     Raises:
-        ValueError: no labels or training nodes, no validation nodes with ``best``, or ``epochs``
-            or ``check`` below 1.
+        ValueError: no labels or training nodes, labels or features that the network does not
+            have, no validation nodes with ``best``, or ``epochs`` or ``check`` below 1.
     """
-    _check(graph, epochs)
+    _check(graph, epochs, model.classes)
     if best and (graph.val is None or not graph.val.any()):
         raise ValueError("best=True: the graph has no validation nodes")
     if check < 1:
@@ -146,33 +176,31 @@ class LocalHeads(nn.Module):
         gen: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if conv not in CONVS or conv == "relational":
-            raise ValueError(f"conv={conv!r}: allowed are 'gcn', 'sage', 'gat' and 'none'")
+        self.layers = _layers(widths, num_classes, conv, gen)
         self.conv, self.cascaded = conv, cascaded
-        pairs = list(zip(widths[:-1], widths[1:]))
-        self.layers = nn.ModuleList(Layer(CONVS[conv](a, b, gen=gen)) for a, b in pairs)
+        self.features, self.classes = widths[0], num_classes
+        pairs = zip(widths[:-1], widths[1:])
         self.heads = nn.ModuleList(glorot(b, num_classes, gen=gen) for _, b in pairs)
 
     edges = BackpropGNN.edges
 
-    def fit(self, graph: Graph, epochs: int, lr: float = 1e-2) -> History:
+    def fit(
+        self, graph: Graph, epochs: int, lr: float = 1e-2, weight_decay: float = 5e-4
+    ) -> History:
         """Train layer after layer, each with its head, by cross-entropy on the training nodes."""
-        _check(graph, epochs)
-        x, edges, history = graph.x, self.edges(graph), History()
+        _check(graph, epochs, self.classes)
+        edges, history, y = self.edges(graph), History(), graph.y[graph.train]
+        heads = iter(self.heads)
+        objective = lambda h: F.cross_entropy(head(h.detach() if self.cascaded else h), y)
+        stages = single_forward(self.layers, graph.x, edges, objective, graph.train)
         with stopwatch() as watch:
-            for l, (layer, head) in enumerate(zip(self.layers, self.heads, strict=True)):
-                z = layer.gather(x, edges)
-
-                def loss(layer=layer, head=head, z=z) -> Tensor:
-                    h = layer.learn(z, edges)
-                    h = h.detach() if self.cascaded else h
-                    return F.cross_entropy(head(h)[graph.train], graph.y[graph.train])
-
+            for l, (layer, loss) in enumerate(stages):
+                head = next(heads)
                 pair = nn.ModuleList([head] if self.cascaded else [layer, head])
-                adam = torch.optim.Adam(pair.parameters(), lr=lr, fused=True)
+                adam = torch.optim.Adam(
+                    pair.parameters(), lr=lr, weight_decay=weight_decay, fused=True
+                )
                 train_layer(pair, loss, adam, epochs, l + 1, history)
-                with torch.no_grad():
-                    x = layer.learn(z, edges)
         history.seconds = watch.seconds
         return history
 
@@ -184,6 +212,81 @@ class LocalHeads(nn.Module):
             x = layer(x, edges)
             found.append(head(x).softmax(-1))
         return torch.stack(found)
+
+    def predict(self, graph: Graph) -> Tensor:
+        """The class with the largest summed probability, "n"."""
+        return self.scores(graph).sum(0).argmax(-1)
+
+
+class SignalPropagation(nn.Module):
+    """Labels go forward beside the nodes: SF in which a learned map takes the place of the links.
+
+    One row per class stands beside the first layer's output; it comes from a linear map of the
+    one-hot label, which is trained with that layer. From there on the rows pass the layers' weights
+    as nodes without neighbors do. Every layer is trained by cross-entropy of its nodes' inner
+    products with its class rows, one layer after another, and the probabilities are added up. (The
+    inner product is one of the losses in the paper.)
+
+    Args:
+        widths: length of the node features, then the width of each layer.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        num_classes: int,
+        conv: Conv = "gcn",
+        gen: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers = _layers(widths, num_classes, conv, gen)
+        self.conv, self.features, self.classes = conv, widths[0], num_classes
+        self.targets = glorot(num_classes, widths[1], gen=gen)
+
+    edges = BackpropGNN.edges
+
+    def rows(self) -> Float[Tensor, "c width"]:
+        """The class rows beside the first layer's output."""
+        return F.relu(self.targets.weight.T + self.targets.bias)
+
+    def fit(
+        self, graph: Graph, epochs: int, lr: float = 1e-2, weight_decay: float = 5e-4
+    ) -> History:
+        """Train the first layer with the map of the labels, then the other layers."""
+        _check(graph, epochs, self.classes)
+        first, history, y = self.layers[0], History(), graph.y[graph.train]
+        objective = class_node_loss(y, torch.ones_like(y, dtype=torch.bool))
+        adam = lambda m: torch.optim.Adam(
+            m.parameters(), lr=lr, weight_decay=weight_decay, fused=True
+        )
+        with stopwatch() as watch:
+            with_rows = lambda h: objective(torch.cat([h, self.rows()]))
+            stages = single_forward([first], graph.x, self.edges(graph), with_rows, graph.train)
+            for _, loss in stages:
+                pair = nn.ModuleList([first, self.targets])
+                train_layer(pair, loss, adam(pair), epochs, 1, history)
+            x, edges = self._start(graph)
+            known = torch.cat([graph.train, graph.train.new_ones(self.classes)])
+            stages = single_forward(self.layers[1:], x, edges, objective, known)
+            for l, (layer, loss) in enumerate(stages):
+                train_layer(layer, loss, adam(layer), epochs, l + 2, history)
+        history.seconds = watch.seconds
+        return history
+
+    @torch.no_grad()
+    def _start(self, graph: Graph) -> tuple[Tensor, Any]:
+        """The first layer's output with the class rows below it, and edges that leave those out."""
+        x = torch.cat([self.layers[0](graph.x, self.edges(graph)), self.rows()])
+        if self.conv in ("gcn", "sage"):
+            matrix = CONVS[self.conv].matrix
+            return x, matrix(graph.edge_index, len(x), dtype=x.dtype)
+        return x, graph.edge_index
+
+    @torch.no_grad()
+    def scores(self, graph: Graph) -> Float[Tensor, "l n c"]:
+        """Each layer's probabilities."""
+        states = bottom_up(self.layers[1:], *self._start(graph))
+        return torch.stack([class_logits(h, graph.n).softmax(-1) for h in states])
 
     def predict(self, graph: Graph) -> Tensor:
         """The class with the largest summed probability, "n"."""
@@ -242,7 +345,7 @@ def fit_pepita(
     """
     if model.conv not in ("gcn", "sage") or model.feedback is not None:
         raise ValueError("model: PEPITA needs a GCN or SAGE without feedback of its own")
-    _check(graph, epochs)
+    _check(graph, epochs, model.classes)
     edges, history = model.edges(graph), History()
     f, c = graph.x.shape[1], model.layers[-1].linear.out_features
     matrix = strength * (2 / f) ** 0.5 * torch.randn(c, f, generator=gen)
@@ -269,8 +372,25 @@ def accuracy(guess: Tensor, graph: Graph, mask: Tensor | None = None) -> float:
     return (guess == graph.y)[mask].double().mean().item()
 
 
-def _check(graph: Graph, epochs: int) -> None:
+def _layers(widths: Sequence[int], num_classes: int, conv: str, gen) -> nn.ModuleList:
+    check_conv(conv)
+    check_widths(widths)
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes}: allowed is 2 or more")
+    more = [{"heads": heads(b)} if conv == "gat" else {} for b in widths[1:]]
+    return nn.ModuleList(
+        Layer(CONVS[conv](a, b, gen=gen, **m)) for a, b, m in zip(widths[:-1], widths[1:], more)
+    )
+
+
+def _check(graph: Graph, epochs: int, classes: int) -> None:
     if graph.y is None or graph.train is None or not graph.train.any():
         raise ValueError("the graph needs labels y and training nodes in the mask train")
+    low, high = int(graph.y[graph.train].min()), int(graph.y[graph.train].max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels of the training nodes go from {low} to {high}; the network has classes 0 to "
+            f"{classes - 1}"
+        )
     if epochs < 1:
         raise ValueError(f"epochs={epochs}: allowed is 1 or more")

@@ -73,6 +73,7 @@ def forward_forward(
     train: Bool[Tensor, "n"],
     theta: float,
     share: bool,
+    total: bool = True,
 ) -> Iterator[Stage]:
     """Goodness of the training nodes above theta with right labels, below with wrong ones (FF).
 
@@ -80,6 +81,7 @@ def forward_forward(
         inputs: features and edges of the positive graph, then of each negative one.
         share: every negative graph goes on with the positive graph's features (virtual nodes), and
             not with its own (appended labels).
+        total: goodness is the sum of the squares, and not their mean.
     """
     nodes = train.nonzero()[:, 0]
     for layer in layers:
@@ -88,7 +90,7 @@ def forward_forward(
 
         def loss(layer=layer, gathered=gathered, graphs=graphs) -> Tensor:
             outputs = [layer.learn(z, edges) for z, edges in zip(gathered, graphs)]
-            g = torch.stack([goodness(h.index_select(0, nodes)) for h in outputs])
+            g = torch.stack([goodness(h.index_select(0, nodes), total) for h in outputs])
             return ff_loss(g[0], g[1:], theta).mean()
 
         if hasattr(layer.conv, "aggregate"):
@@ -96,7 +98,7 @@ def forward_forward(
             rows = torch.stack([z[nodes] for z in gathered])
 
             def loss(layer=layer, rows=rows) -> Tensor:
-                g = goodness(layer.learn(rows, None))
+                g = goodness(layer.learn(rows, None), total)
                 return ff_loss(g[0], g[1:], theta).mean()
 
         yield layer, loss
@@ -129,11 +131,21 @@ def class_node_loss(
     return objective
 
 
-def single_forward(layers: Layers, x: Tensor, edges: Any, objective: Objective) -> Iterator[Stage]:
-    """One layer after another on one graph, without negative data (SF)."""
+def single_forward(
+    layers: Layers, x: Tensor, edges: Any, objective: Objective, rows: Any = slice(None)
+) -> Iterator[Stage]:
+    """One layer after another on one graph, without negative data (SF).
+
+    Args:
+        objective: a loss, as a function of those rows of a layer's output that ``rows`` names.
+    """
     for layer in layers:
         z = layer.gather(x, edges)
-        yield layer, lambda layer=layer, z=z: objective(layer.learn(z, edges))
+        if hasattr(layer.conv, "aggregate"):  # each row is now on its own: the others can wait
+            loss = lambda layer=layer, z=z[rows]: objective(layer.learn(z, edges))
+        else:
+            loss = lambda layer=layer, z=z: objective(layer.learn(z, edges)[rows])
+        yield layer, loss
         with torch.no_grad():
             x = layer.learn(z, edges)
 
@@ -175,6 +187,26 @@ def top_down(
                 return objective(torch.stack([h, *upper]).mean(0)), h
 
         yield layer, step
+
+
+def turns(depth: int, order: Literal["all", "alternate"]) -> list[range]:
+    """Which layers are updated together at a time step, and in which order."""
+    return [range(depth)] if order == "all" else [range(0, depth, 2), range(1, depth, 2)]
+
+
+def time_step(
+    layers: Layers,
+    states: list[Tensor],
+    edges: Any,
+    top: Tensor,
+    order: Literal["all", "alternate"],
+) -> list[Tensor]:
+    """The states one time step later, each from the ones below and above it (top to input)."""
+    for turn in turns(len(layers), order):
+        above = [*states[2:], top]
+        new = {l + 1: layers[l](states[l], edges, above[l]) for l in turn}
+        states = [new.get(i, s) for i, s in enumerate(states)]
+    return states
 
 
 def bottom_up(layers: Layers, x: Tensor, edges: Any, top: Tensor | None = None) -> list[Tensor]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +12,14 @@ from torch import Tensor, nn
 from lib.core.data.graphs import Graph
 from lib.core.fitting import History, progress
 from lib.core.meters import stopwatch
+from lib.graphs.forward_gnn.convs import (
+    CONVS,
+    Conv,
+    check_conv,
+    check_features,
+    check_widths,
+    heads,
+)
 from lib.graphs.forward_gnn.local import (
     Layer,
     bottom_up,
@@ -20,60 +27,16 @@ from lib.graphs.forward_gnn.local import (
     class_node_loss,
     forward_forward,
     single_forward,
+    time_step,
     top_down,
 )
+from lib.graphs.forward_gnn.training import Best, row, train_layer, train_step
 from lib.graphs.forward_gnn.virtual import VirtualNodeAugmenter, append_labels, wrong_labels
 from lib.models.feedback import goodness
-from lib.models.graph_layers import GAT, GCN, SAGE, Relational, glorot, propagate
+from lib.models.graph_layers import SAGE
 
 Mode = Literal["ff_la", "ff_vn", "sf", "sf_top2loss", "sf_top2input"]
 MODES = ("ff_la", "ff_vn", "sf", "sf_top2loss", "sf_top2input")
-Conv = Literal["gcn", "sage", "gat", "relational", "none"]
-
-
-class NoGraph(nn.Module):
-    """A linear layer in a convolution's place: edges are not looked at."""
-
-    def __init__(self, n_in: int, n_out: int, gen: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.linear = glorot(n_in, n_out, gen=gen)
-
-    def aggregate(self, x: Tensor, edges: Any) -> Tensor:
-        return x
-
-    def forward(self, x: Tensor, edges: Any) -> Tensor:
-        return self.linear(x)
-
-
-class TwoKinds(Relational):
-    """Two SAGE layers, one for the graph's edges and one for the links to class nodes, added up.
-
-    ``edges`` is a pair of matrices. Like the layers it consists of, it can gather once: oneself,
-    then the mean over either kind of neighbor.
-    """
-
-    def __init__(self, n_in: int, n_out: int, gen: torch.Generator | None = None) -> None:
-        super().__init__(lambda: SAGE(n_in, n_out, gen=gen), 2)
-
-    def aggregate(self, x: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.cat([x, *(propagate(matrix, x) for matrix in edges)], -1)
-
-    def linear(self, z: Tensor) -> Tensor:
-        own, *near = z.chunk(3, -1)
-        parts = [conv.linear(torch.cat([own, m], -1)) for conv, m in zip(self.convs, near)]
-        return parts[0] + parts[1]
-
-    def forward(self, x: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
-        return self.linear(self.aggregate(x, edges))
-
-
-CONVS: dict[str, Callable[..., nn.Module]] = {
-    "gcn": GCN,
-    "sage": SAGE,
-    "gat": GAT,
-    "none": NoGraph,
-    "relational": TwoKinds,
-}
 
 
 class ForwardGNN(nn.Module):
@@ -87,21 +50,28 @@ class ForwardGNN(nn.Module):
 
     Args:
         mode: one of the five.
-        conv: ``"gcn"``, ``"sage"``, ``"gat"``, ``"relational"`` (a SAGE for the graph's edges and
-            one for the links to class nodes), ``"none"`` (an MLP).
+        conv: ``"gcn"``, ``"sage"``, ``"gat"`` (four heads), ``"relational"`` (a SAGE for the
+            graph's edges and one for the links to class nodes), ``"none"`` (an MLP).
         widths: length of the node features, then the width of each layer.
         num_classes: number of classes, C.
         direction: of the links to class nodes; ``"bi"`` for "ff_vn" and ``"uni"`` else by default.
+            The authors' programs use "bi" throughout.
         theta: threshold of the goodness (FF).
-        negatives: sets of wrong labels (FF).
+        total: goodness is the sum of the squares, as in the authors' training, or their mean (FF).
+        negatives: sets of wrong labels, ``"all"`` takes every wrong class (FF).
         temperature: divides the inner products with the class nodes (SF).
+        order: of the updates at a time step, in training and inference (top-down). ``"all"`` at
+            once, each layer from the states of the step before; ``"alternate"`` updates layers 1,
+            3, ... and then, from their new states, layers 2, 4, ... By default "alternate" for
+            "sf_top2input" and "all" for "sf_top2loss", as in the authors' programs.
         normalize: divide each row by its length on the way into a layer.
         gen: source of all draws: weights, class nodes' features, wrong labels.
 
     Raises:
         ValueError: an unknown mode or conv, too few widths, unequal widths with "sf_top2loss",
             one-way links with "ff_vn" (no label would reach a node), fewer than two classes, a
-            temperature that is not positive.
+            temperature that is not positive, ``negatives`` that is no number of wrong classes, an
+            unknown ``order`` or one for a mode that has none.
     """
 
     def __init__(
@@ -113,18 +83,20 @@ class ForwardGNN(nn.Module):
         *,
         direction: Literal["uni", "bi"] | None = None,
         theta: float = 2.0,
-        negatives: int = 1,
+        total: bool = True,
+        negatives: int | Literal["all"] = "all",
         temperature: float = 1.0,
+        order: Literal["all", "alternate"] | None = None,
         normalize: bool = True,
         gen: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}: allowed are {', '.join(map(repr, MODES))}")
-        if conv not in CONVS:
-            raise ValueError(f"conv={conv!r}: allowed are {', '.join(map(repr, CONVS))}")
-        if len(widths) < 2 or min(widths) < 1:
-            raise ValueError(f"widths={list(widths)}: the features' length, then one per layer")
+        check_conv(conv, relational=True)
+        check_widths(widths)
+        if direction not in (None, "uni", "bi"):
+            raise ValueError(f"direction={direction!r}: allowed are 'uni' and 'bi'")
         if mode == "sf_top2loss" and len(set(widths[1:])) > 1:
             raise ValueError(f"widths={list(widths)}: 'sf_top2loss' averages layers of one width")
         if mode == "ff_vn" and direction == "uni":
@@ -136,7 +108,19 @@ class ForwardGNN(nn.Module):
         self.mode, self.conv, self.classes = mode, conv, num_classes
         self.features = widths[0]
         self.direction = direction or ("bi" if mode == "ff_vn" else "uni")
-        self.theta, self.negatives, self.temperature = theta, negatives, temperature
+        negatives = num_classes - 1 if negatives == "all" else negatives
+        if not isinstance(negatives, int) or not 1 <= negatives < num_classes:
+            raise ValueError(
+                f"negatives={negatives!r}: allowed are 'all' and 1 to {num_classes - 1}, the "
+                "number of wrong classes"
+            )
+        if order not in (None, "all", "alternate"):
+            raise ValueError(f"order={order!r}: allowed are 'all' and 'alternate'")
+        if order is not None and not mode.startswith("sf_"):
+            raise ValueError(f"order={order!r}: {mode!r} trains one layer after another; leave it")
+        self.order = order or ("alternate" if mode == "sf_top2input" else "all")
+        self.theta, self.total, self.negatives = theta, total, negatives
+        self.temperature = temperature
         self.gen = gen if gen is not None else torch.Generator().manual_seed(0)
         self.augmenter: VirtualNodeAugmenter | None = None
         self.wrong: Tensor | None = None
@@ -146,7 +130,8 @@ class ForwardGNN(nn.Module):
         self.layers = nn.ModuleList()
         for a, upper, b in zip(below, above, widths[1:], strict=True):
             extra = upper if mode == "sf_top2input" else 0
-            conv_layer = CONVS[conv](a + extra, b, gen=self.gen)
+            more = {"heads": heads(b)} if conv == "gat" else {}
+            conv_layer = CONVS[conv](a + extra, b, gen=self.gen, **more)
             self.layers.append(Layer(conv_layer, normalize, extra))
 
     @property
@@ -162,11 +147,10 @@ class ForwardGNN(nn.Module):
         epochs: int,
         lr: float = 1e-3,
         *,
-        weight_decay: float = 0.0,
+        weight_decay: float = 5e-4,
         clip: float = 1.0,
         patience: int | None = None,
-        check: int = 10,
-        order: Literal["all", "alternate"] = "all",
+        check: int = 2,
         what: str = "training",
     ) -> History:
         """Train every layer for ``epochs`` updates of its own Adam.
@@ -175,29 +159,27 @@ class ForwardGNN(nn.Module):
         all layers at every time step.
 
         Args:
-            patience: greedy modes: stop a layer when its validation accuracy has not risen for so
-                many epochs, and go back to its best weights. Looked at every ``check`` epochs.
-            clip: top-down modes: largest norm of a layer's gradient.
-            order: top-down modes: ``"alternate"`` updates layers 1, 3, ... and then, from their new
-                states, layers 2, 4, ...
+            patience: stop when the validation accuracy has not risen for so many epochs, and go
+                back to the best weights. Looked at every ``check`` epochs. In the greedy modes
+                each layer stops by itself, judged by the network up to it. The authors' programs
+                stop after 100 looks, one every 2 epochs, which is ``patience=200``.
+            clip: "sf_top2loss": largest norm of a layer's gradient.
 
         Returns:
             Rows ``step``, ``layer`` (from 1), ``loss``; with patience, ``val`` as well.
 
         Raises:
             ValueError: the graph lacks labels or masks, its features do not fit, ``epochs`` or
-                ``check`` below 1, an unknown ``order``, patience with a top-down mode.
+                ``check`` or ``patience`` below 1.
             FloatingPointError: a loss is not finite.
         """
         self._check(graph)
         if epochs < 1 or check < 1:
             raise ValueError(f"epochs={epochs}, check={check}: allowed is 1 or more")
-        if order not in ("all", "alternate"):
-            raise ValueError(f"order={order!r}: allowed are 'all' and 'alternate'")
+        if patience is not None and patience < 1:
+            raise ValueError(f"patience={patience}: allowed are None and 1 or more")
         if patience is not None and (graph.val is None or not graph.val.any()):
             raise ValueError("patience: the graph has no validation nodes")
-        if patience is not None and self.mode.startswith("sf_"):
-            raise ValueError(f"patience: {self.mode!r} trains all layers at once; allowed is None")
         self.prepare(graph)
         history = History()
         adam = lambda layer: torch.optim.Adam(
@@ -205,10 +187,13 @@ class ForwardGNN(nn.Module):
         )
         with stopwatch() as watch:
             if self.mode in ("sf_top2loss", "sf_top2input"):
-                self._fit_top_down(graph, epochs, adam, clip, order, history, what)
+                stop = None if patience is None else Best(patience)
+                self._fit_top_down(graph, epochs, adam, clip, stop, check, history, what)
             else:
                 for l, (layer, loss) in enumerate(self.stages(graph)):
-                    score = None if patience is None else lambda l=l: self._validation(graph, l)
+                    score = None
+                    if patience is not None:
+                        score = lambda l=l: self._validation(graph, l + 1)
                     train_layer(
                         layer, loss, adam(layer), epochs, l + 1, history, score, patience, check,
                         f"{what}, layer {l + 1}",
@@ -228,9 +213,12 @@ class ForwardGNN(nn.Module):
         """The greedy modes' layers with their losses, one at a time; see ``local.py``."""
         self._ready(graph)
         if self.mode == "sf":
-            objective = class_node_loss(graph.y, graph.train, self.temperature)
             x, edges = self._linked(graph, graph.y, graph.train)
-            return single_forward(self.layers, x, edges, objective)
+            known = graph.train.nonzero()[:, 0]
+            rows = torch.cat([known, torch.arange(graph.n, len(x), device=known.device)])
+            y = graph.y[known]
+            objective = class_node_loss(y, torch.ones_like(y, dtype=torch.bool), self.temperature)
+            return single_forward(self.layers, x, edges, objective, rows)
         if self.wrong.shape[1] != graph.n:
             raise ValueError(
                 f"the wrong labels were drawn for {self.wrong.shape[1]} nodes, the graph has "
@@ -238,7 +226,7 @@ class ForwardGNN(nn.Module):
             )
         inputs = [self._labeled(graph, y, graph.train) for y in (graph.y, *self.wrong)]
         share = self.mode == "ff_vn"
-        return forward_forward(self.layers, inputs, graph.train, self.theta, share)
+        return forward_forward(self.layers, inputs, graph.train, self.theta, share, self.total)
 
     def losses(self, graph: Graph) -> list[Float[Tensor, ""]]:
         """Each layer's loss with the present weights, with its history: what ``fit`` descends."""
@@ -247,28 +235,26 @@ class ForwardGNN(nn.Module):
             return [step()[0] for _, step in self._top_down(graph, states, edges, top)]
         return [loss() for _, loss in self.stages(graph)]
 
-    def _fit_top_down(self, graph, epochs, adam, clip, order, history, what) -> None:
+    def _fit_top_down(self, graph, epochs, adam, clip, stop, check, history, what) -> None:
         states, edges, top = self._start(graph)
         optimizers = [adam(layer) for layer in self.layers]
-        depth = len(self.layers)
-        turns = [range(depth)]
-        if order == "alternate":
-            turns = [range(0, depth, 2), range(1, depth, 2)]
+        clip = clip if self.mode == "sf_top2loss" else None
+        steps = lambda states: self._top_down(graph, states, edges, top)
         logged = set(range(0, epochs, max(1, epochs // 20))) | {epochs - 1}
         for epoch in progress(range(epochs), what):
-            for turn in turns:
-                steps, new = list(self._top_down(graph, states, edges, top)), {}
-                for l in turn:
-                    layer, step = steps[l]
-                    loss, h = step()
-                    optimizers[l].zero_grad(set_to_none=True)
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(layer.parameters(), clip)
-                    optimizers[l].step()
-                    new[l + 1] = h.detach()
-                    if epoch in logged:
-                        history.rows.append(_row(epoch, l + 1, loss))
-                states = [new.get(i, s) for i, s in enumerate(states)]
+            states, losses = train_step(steps, states, optimizers, self.order, clip)
+            if epoch in logged:
+                history.rows += [row(epoch, l, loss) for l, loss in losses.items()]
+            if stop is not None and ((epoch + 1) % check == 0 or epoch + 1 == epochs):
+                found = self._validation(graph, len(self.layers))
+                history.rows += [
+                    {"step": epoch + 1, "layer": l + 1, "val": found}
+                    for l in range(len(self.layers))
+                ]
+                if stop.look(found, epoch, self.layers):
+                    break
+        if stop is not None:
+            stop.back(self.layers)
 
     def _top_down(self, graph, states, edges, top):
         signal = self.mode.removeprefix("sf_top2")
@@ -289,7 +275,10 @@ class ForwardGNN(nn.Module):
 
     @torch.no_grad()
     def scores(
-        self, graph: Graph, known: Bool[Tensor, "n"] | None = None, times: Sequence[int] = (3, 4, 5)
+        self,
+        graph: Graph,
+        known: Bool[Tensor, "n"] | None = None,
+        times: Sequence[int] = range(3, 11),
     ) -> Float[Tensor, "l n c"]:
         """What each layer thinks of each class: goodness minus theta (FF), probabilities (SF).
 
@@ -315,7 +304,7 @@ class ForwardGNN(nn.Module):
                 found.append([])
                 for layer in self.layers:
                     x = layer(x, edges)
-                    found[-1].append(goodness(x[: graph.n]) - self.theta)
+                    found[-1].append(goodness(x[: graph.n], self.total) - self.theta)
             return torch.stack([torch.stack(layers) for layers in found], -1)
         probability = lambda s: class_logits(s, graph.n, self.temperature).softmax(-1)
         if self.mode != "sf_top2input":
@@ -331,9 +320,7 @@ class ForwardGNN(nn.Module):
         states, edges, top = self._start(graph)
         found = []
         for time in range(1, max(times) + 1):
-            above = [*states[2:], top]
-            new = [layer(states[l], edges, above[l]) for l, layer in enumerate(self.layers)]
-            states = [states[0], *new]
+            states = time_step(self.layers, states, edges, top, self.order)
             if time in times:
                 found.append(torch.stack([probability(s) for s in states[1:]]))
         return torch.stack(found).mean(0)
@@ -352,12 +339,12 @@ class ForwardGNN(nn.Module):
         return bottom_up(self.layers, x, edges)[1:]
 
     @torch.no_grad()
-    def _validation(self, graph: Graph, l: int) -> float:
-        """Validation accuracy of layer ``l`` alone; the layers above are not there yet."""
+    def _validation(self, graph: Graph, depth: int) -> float:
+        """Validation accuracy of the first ``depth`` layers, as if there were no others."""
         layers = self.layers
         try:
-            self.layers = layers[: l + 1]
-            guess = self.scores(graph)[l].argmax(-1)
+            self.layers = layers[:depth]
+            guess = self.predict(graph)
         finally:
             self.layers = layers
         return (guess == graph.y)[graph.val].double().mean().item()
@@ -392,56 +379,10 @@ class ForwardGNN(nn.Module):
     def _check(self, graph: Graph) -> None:
         if graph.y is None or graph.train is None or not graph.train.any():
             raise ValueError("the graph needs labels y and training nodes in the mask train")
-        have, x = (self.features, self._dtype()), graph.x
-        if (x.shape[1], x.dtype) != have:
-            raise ValueError(
-                f"graph.x has {x.shape[1]} features of {x.dtype}; the network takes {have[0]} of "
-                f"{have[1]} (see widths)"
-            )
+        check_features(graph, self.features, self._dtype())
 
     def _ready(self, graph: Graph) -> None:
         self._check(graph)
         missing = self.wrong if self.mode == "ff_la" else self.augmenter
         if missing is None:
             raise RuntimeError("call fit (or prepare) first: nothing has been drawn yet")
-
-
-def train_layer(
-    layer: nn.Module,
-    loss: Callable[[], Tensor],
-    optimizer: torch.optim.Optimizer,
-    epochs: int,
-    number: int,
-    history: History,
-    score: Callable[[], float] | None = None,
-    patience: int | None = None,
-    check: int = 10,
-    what: str = "training",
-) -> None:
-    """Descend one layer's loss; with ``score`` and ``patience``, stop early at its best."""
-    logged = set(range(0, epochs, max(1, epochs // 20))) | {epochs - 1}
-    best, best_epoch, kept = -1.0, 0, None
-    for epoch in progress(range(epochs), what):
-        value = loss()
-        if epoch in logged:
-            history.rows.append(_row(epoch, number, value))
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
-        if score is None or ((epoch + 1) % check and epoch + 1 < epochs):
-            continue
-        found = score()
-        history.rows.append({"step": epoch + 1, "layer": number, "val": found})
-        if found > best:
-            best, best_epoch, kept = found, epoch, copy.deepcopy(layer.state_dict())
-        elif epoch - best_epoch >= patience:
-            break
-    if kept is not None:
-        layer.load_state_dict(kept)
-
-
-def _row(epoch: int, number: int, loss: Tensor) -> dict:
-    value = loss.item()
-    if value != value or abs(value) == float("inf"):
-        raise FloatingPointError(f"layer {number}: the loss is {value} at epoch {epoch}")
-    return {"step": epoch, "layer": number, "loss": value}

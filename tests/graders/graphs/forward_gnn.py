@@ -40,21 +40,21 @@ def layer_calls(mode, layers, classes):
 def layer_calls(mode, layers, classes):
     if mode.startswith("ff"):
         return (classes - 1) * layers
-    return 6 * layers if mode == "sf_top2input" else layers
+    return 11 * layers if mode == "sf_top2input" else layers
 
 
 # %% forward_gnn-ex2: the first pass forgotten
 def layer_calls(mode, layers, classes):
     if mode.startswith("ff"):
         return classes * layers
-    return 5 * layers if mode == "sf_top2input" else layers
+    return 10 * layers if mode == "sf_top2input" else layers
 
 
 # %% forward_gnn-ex2: classes added
 def layer_calls(mode, layers, classes):
     if mode.startswith("ff"):
         return classes + layers
-    return 6 * layers if mode == "sf_top2input" else layers
+    return 11 * layers if mode == "sf_top2input" else layers
 
 
 # %% forward_gnn-ex3: no normalization

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from lib.core.masks import density, overlap
+from lib.core.masks import density, overlap, top_mask
 from lib.core.seeds import child
 from lib.kernels.graft_step import relaxed_graft
 from lib.language import skill_localization as sl
@@ -96,6 +96,34 @@ def test_top_movement_and_its_ties():
     strict = sl.top_movement_mask(pre, ft, 0.5, strict=True)
     assert sum(int(m.sum()) for m in strict.values()) == 2  # 5 and 3
     assert density(sl.top_movement_mask(pre, ft, 0.0, strict=True)) == 0
+
+
+def test_top_movement_is_the_sorted_one_at_every_density(pair):
+    pre, ft = pair
+    moved = {n: (ft[n] - p).abs() for n, p in pre.items()}
+    for share in (0.0, 1e-6, 0.001, 0.07, 0.5, 0.999, 1.0):
+        for dtype in (torch.float64, torch.float32):
+            a, b = ({n: t.to(dtype) for n, t in values.items()} for values in (pre, ft))
+            moved = {n: (b[n] - a[n]).abs() for n in a}
+            want = top_mask(moved, share, scope="global")
+            assert same(sl.top_movement_mask(a, b, share), want)
+
+
+def test_padding_on_the_right_changes_nothing(data):
+    ids, _, words = data[2]
+    for kind in (Encoder, Decoder):
+        model = sl.PromptClassifier(small(kind))
+        plain = model(ids, words)
+        padded = F.pad(ids, (0, 2), value=19)
+        real = F.pad(torch.ones_like(ids, dtype=torch.bool), (0, 2))
+        position = torch.full((len(ids),), ids.shape[1] - 1)
+        assert_close(model(padded, words, position, real), plain, 1e-12)
+        tuned = [
+            sl.fine_tune(model, sl.trainable(model), batch, steps=2, optimizer=sgd(0.1))
+            for batch in ((ids, data[2][1], words), (padded, data[2][1], words, position, real))
+        ]
+        for name, value in tuned[0].items():
+            assert_close(tuned[1][name], value, 1e-10)
 
 
 def test_random_mask_has_the_density_and_no_preference(pair):
@@ -332,3 +360,55 @@ def test_errors(classifier, data, pair):
         sl.union([])
     with raises(ValueError, match="same names"):
         sl.union([full(pre, True), {}])
+
+
+def test_errors_of_odd_input(classifier, data, pair):
+    pre, ft = pair
+    name = "model.blocks.0.attn.q.bias"
+    base = sl.top_movement_mask(pre, ft, 0.05)
+    broken = {**ft, name: ft[name] * float("nan")}
+    search = lambda *args: sl.GraftOptimizer(classifier, *args, gen=child(0))
+    with raises(ValueError, match="pre is empty"):
+        sl.top_movement_mask({}, {}, 0.1)
+    for share in (-0.1, 1.5, float("nan")):
+        with raises(ValueError, match=f"density={share}: allowed is 0 to 1"):
+            sl.top_movement_mask(pre, ft, share)
+    with raises(ValueError, match=f"{name}: a movement is NaN"):
+        sl.top_movement_mask(pre, broken, 0.1)
+    with raises(ValueError, match="pre is torch.float64, ft torch.float32"):
+        sl.graft(pre, {n: t.float() for n, t in ft.items()}, {})
+    with raises(ValueError, match="like is empty"):
+        sl.random_mask({}, 0.1, child(0))
+    with raises(ValueError, match="entries that are not finite"):
+        search(pre, broken, base)
+    with raises(ValueError, match="ft equals pre"):
+        search(pre, pre, base)
+    with raises(ValueError, match="base_mask is empty"):
+        search(pre, ft, {})
+    with raises(ValueError, match="batches is empty"):
+        search(pre, ft, base).step()
+    none = tuple(t[:0] for t in data[0])
+    with raises(ValueError, match="no samples"):
+        sl.find_graft(classifier, pre, ft, base, data[0], none, gen=child(0))
+    with raises(ValueError, match="data has no samples"):
+        sl.score(classifier, pre, none)
+    with raises(ValueError, match="mask: no parameter 'w'"):
+        sl.retrain(classifier, pre, {"w": base[name]}, data[0], steps=1, optimizer=sgd(0.1))
+    with raises(ValueError, match="a mask is boolean"):
+        sl.union([base, {n: m.long() for n, m in base.items()}])
+    with raises(ValueError, match="the masks have the shapes"):
+        sl.union([{"w": base[name]}, {"w": base[name][:1]}])
+
+
+def test_a_flat_loss_sets_no_unit(classifier, data, pair):
+    """Where the gradient is exactly zero the search waits instead of standing still for good."""
+    pre, ft = pair
+    base = sl.top_movement_mask(pre, ft, 0.05)
+    search = sl.GraftOptimizer(classifier, pre, ft, base, gen=child(0))
+    search.loss = lambda logits, y: 0 * logits.sum()
+    before = search.score.clone()
+    search.step(data[0])
+    assert search.eta is None and torch.equal(search.score, before)
+    search.loss = F.cross_entropy
+    search.step(data[0])
+    assert search.eta > 0

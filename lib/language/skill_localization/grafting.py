@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from lib.core.masks import Mask, Params, random_like, top_mask
 from lib.core.params import flatten, unflatten
-from lib.kernels.graft_step import graft_step, reference
+from lib.kernels.graft_step import graft_step, magnitude_threshold, reference
 
 Batch = tuple[Tensor, ...]  # inputs, labels, and whatever else the model takes
 
@@ -26,9 +26,9 @@ def graft(pre: Params, ft: Params, mask: Mapping[str, Tensor]) -> Params:
     all-False ``pre``, bit for bit. Names that are not in the mask stay pre-trained.
 
     Raises:
-        ValueError: names or shapes that differ, a mask that is not boolean.
+        ValueError: names, shapes or dtypes that differ, a mask that is not boolean.
     """
-    _check_same(pre, ft, mask)
+    check_same(pre, ft, mask)
     return {n: torch.where(mask[n], ft[n], p) if n in mask else p for n, p in pre.items()}
 
 
@@ -40,20 +40,37 @@ def top_movement_mask(pre: Params, ft: Params, density: float, strict: bool = Fa
     does, which keeps one parameter less and many less where movements are equal.
 
     Raises:
-        ValueError: names or shapes that differ; a density outside 0 to 1.
+        ValueError: names, shapes or dtypes that differ; a density outside 0 to 1; a NaN.
     """
-    _check_same(pre, ft, {})
+    check_same(pre, ft, {})
+    if not 0 <= density <= 1:
+        raise ValueError(f"density={density}: allowed is 0 to 1")
     moved = {name: (ft[name] - p).abs() for name, p in pre.items()}
-    mask = top_mask(moved, density, scope="global")
-    kept = torch.cat([moved[n][m] for n, m in mask.items()])
-    if not strict or len(kept) == 0:
-        return mask
-    least = kept.min()
-    return {name: m & (moved[name] > least) for name, m in mask.items()}
+    for name, distance in moved.items():
+        if distance.isnan().any():
+            raise ValueError(f"{name}: a movement is NaN, which has no rank")
+    pool = flatten(moved)
+    keep = torch.zeros_like(pool, dtype=torch.bool)
+    # As in lib.core.masks: the inner rounding makes a half a half in binary numbers, too.
+    if count := len(pool) - round(round((1 - density) * len(pool), 6)):
+        # The kernel selects by counting and has no float64, for which PyTorch sorts.
+        backend = "reference" if pool.dtype == torch.float64 else "auto"
+        least = magnitude_threshold(pool, count, backend)
+        keep = pool > least
+        if not strict:
+            level = (pool == least).nonzero()[:, 0]
+            keep[level[: count - int(keep.sum())]] = True
+    return unflatten(keep, pre)
 
 
 def random_mask(like: Params, density: float, gen: torch.Generator) -> Mask:
-    """The control: as many parameters as ``top_movement_mask`` keeps, drawn at random from all."""
+    """The control: as many parameters as ``top_movement_mask`` keeps, drawn at random from all.
+
+    Raises:
+        ValueError: no parameters; a density outside 0 to 1.
+    """
+    if not like:
+        raise ValueError("like is empty: at least one parameter is needed")
     flat = {"all": torch.cat([p.flatten() for p in like.values()])}
     keep = random_like(top_mask(flat, density), gen)["all"]
     return unflatten(keep, like)
@@ -79,7 +96,8 @@ class GraftOptimizer:
         gen: draws the initial scores, uniform in 0 to 1.
 
     Raises:
-        ValueError: names or shapes that differ; ``lr`` not positive.
+        ValueError: names, shapes or dtypes that differ; no parameter in the mask has moved, or one
+            has moved to NaN; ``lr`` not positive.
     """
 
     def __init__(
@@ -96,13 +114,19 @@ class GraftOptimizer:
     ) -> None:
         if not lr > 0:
             raise ValueError(f"lr={lr}: allowed are positive numbers")
-        _check_same(pre, ft, base_mask)
+        check_same(pre, ft, base_mask)
+        if not base_mask:
+            raise ValueError("base_mask is empty: its names are what may be grafted")
         self.model, self.loss, self.lr, self.bias = model, loss, lr, bias
         self.like = {name: pre[name] for name in base_mask}
         self.rest = {name: p for name, p in pre.items() if name not in base_mask}
         self.pre = flatten(self.like)
         self.delta = flatten({name: ft[name] for name in base_mask}) - self.pre
-        self.base = torch.cat([keep.flatten() for keep in base_mask.values()])
+        self.base = flatten(base_mask)
+        if not self.delta.isfinite().all():
+            raise ValueError("ft - pre has entries that are not finite: nothing can be grafted")
+        if not self.delta.any():
+            raise ValueError("ft equals pre wherever the mask reaches: there is nothing to graft")
         wide = torch.promote_types(self.pre.dtype, torch.float32)
         start = torch.rand(len(self.pre), generator=gen, dtype=wide)
         self.score = start.to(self.pre.device)
@@ -110,7 +134,14 @@ class GraftOptimizer:
         self.eta: float | None = None
 
     def step(self, *batches: Batch) -> float:
-        """One step on the mean loss of the batches; returns that loss, before the step."""
+        """One step on the mean loss of the batches; returns that loss, before the step.
+
+        Raises:
+            ValueError: no batches.
+            FloatingPointError: the loss or its gradient is not finite.
+        """
+        if not batches:
+            raise ValueError("batches is empty: at least one is needed")
         total, grad = 0.0, torch.zeros_like(self.theta)
         for batch in batches:
             loss, g = self.gradient(batch)
@@ -118,9 +149,14 @@ class GraftOptimizer:
         grad /= len(batches)
         if self.eta is None:
             scale = (grad * self.delta).double().square().mean().sqrt().item()
-            self.eta = self.lr / scale if scale > 0 else 0.0
+            if not math.isfinite(scale + total):
+                raise FloatingPointError(
+                    f"loss {total / len(batches)}, or its gradient, is not finite"
+                )
+            if scale > 0:  # else the loss is flat here, and the unit is set where it is not
+                self.eta = self.lr / scale
         self.score, self.theta = graft_step(
-            grad, self.pre, self.delta, self.score, self.base, rate=self.eta, bias=self.bias
+            grad, self.pre, self.delta, self.score, self.base, rate=self.eta or 0.0, bias=self.bias
         )
         return total / len(batches)
 
@@ -149,6 +185,8 @@ class Found:
 @torch.no_grad()
 def _accuracy(model: nn.Module, params: Params, batch: Batch) -> float:
     x, y, *more = batch
+    if not len(y):
+        raise ValueError("train or val has no samples: accuracy needs at least one")
     return float((functional_call(model, params, (x, *more)).argmax(-1) == y).double().mean())
 
 
@@ -180,7 +218,8 @@ def find_graft(
         ``train``, ``val`` (accuracies of the rounded mask after it) and ``density``.
 
     Raises:
-        ValueError: ``steps`` is negative, or the base is denser than ``most``.
+        ValueError: ``steps`` is negative, ``val`` or a batch is empty, the base is denser than
+            ``most``; what ``GraftOptimizer`` refuses.
     """
     if steps < 0:
         raise ValueError(f"steps={steps}: allowed is 0 or more")
@@ -232,7 +271,9 @@ def skill_bytes(mask: Mapping[str, Tensor], value_bits: int = 32) -> dict[str, f
     }
 
 
-def _check_same(pre: Params, ft: Params, mask: Mapping[str, Tensor]) -> None:
+def check_same(pre: Params, ft: Params, mask: Mapping[str, Tensor]) -> None:
+    if not pre:
+        raise ValueError("pre is empty: at least one parameter is needed")
     if pre.keys() != ft.keys():
         only = ", ".join(sorted(pre.keys() ^ ft.keys()))
         raise ValueError(f"pre and ft must have the same names; only one of them has {only}")
@@ -240,6 +281,8 @@ def _check_same(pre: Params, ft: Params, mask: Mapping[str, Tensor]) -> None:
         if ft[name].shape != p.shape:
             shapes = f"{tuple(p.shape)} and {tuple(ft[name].shape)}"
             raise ValueError(f"{name}: pre and ft have the shapes {shapes}")
+        if ft[name].dtype != p.dtype:
+            raise ValueError(f"{name}: pre is {p.dtype}, ft {ft[name].dtype}; one type is needed")
     for name, keep in mask.items():
         if name not in pre:
             raise ValueError(f"mask: no parameter {name!r}; there are {', '.join(pre)}")

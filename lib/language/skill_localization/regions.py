@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from lib.core.masks import Mask, Params
@@ -30,7 +31,7 @@ def by_module(mask: Mapping[str, Tensor]) -> pd.DataFrame:
                 "module": inside[2] if inside else name,
                 "kept": kept,
                 "size": size,
-                "density": kept / size,
+                "density": kept / max(1, size),
                 "share": kept / total,
             }
         )
@@ -41,7 +42,7 @@ def union(masks: Sequence[Mapping[str, Tensor]]) -> Mask:
     """The region of several tasks together.
 
     Raises:
-        ValueError: no masks, or masks over different names.
+        ValueError: no masks, masks over different names or shapes, or one that is not boolean.
     """
     if not masks:
         raise ValueError("masks is empty: at least one is needed")
@@ -49,6 +50,12 @@ def union(masks: Sequence[Mapping[str, Tensor]]) -> Mask:
     for mask in masks[1:]:
         if mask.keys() != result.keys():
             raise ValueError("masks must cover the same names")
+        for name, keep in result.items():
+            if keep.dtype != torch.bool or mask[name].dtype != torch.bool:
+                raise ValueError(f"{name}: a mask is boolean, got {mask[name].dtype}")
+            if keep.shape != mask[name].shape:
+                shapes = f"{tuple(keep.shape)} and {tuple(mask[name].shape)}"
+                raise ValueError(f"{name}: the masks have the shapes {shapes}")
         result = {name: keep | mask[name] for name, keep in result.items()}
     return result
 

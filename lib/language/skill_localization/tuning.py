@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lib.core.fitting import fit
 from lib.core.masks import Mask, Params
 from lib.core.metrics import ece
-from lib.language.skill_localization.grafting import Batch, graft
+from lib.language.skill_localization.grafting import Batch, check_same, graft
 from lib.models.lm import label_logits
 from lib.models.transformer import LanguageModel
 
@@ -23,7 +23,8 @@ class PromptClassifier(nn.Module):
     """A language model asked by prompt: its scores of the label words at one position.
 
     With an ``Encoder`` the prompt has a mask token at ``position``; with a ``Decoder`` the answer
-    follows ``position``.
+    follows ``position``. Prompts of different lengths are padded on the right; each then has its
+    own position, and ``real`` is False at the padding.
     """
 
     def __init__(self, model: LanguageModel, position: int = -1) -> None:
@@ -31,10 +32,15 @@ class PromptClassifier(nn.Module):
         self.model, self.position = model, position
 
     def forward(
-        self, ids: Int[Tensor, "b n"], words: Int[Tensor, "c"] | Int[Tensor, "b c"]
+        self,
+        ids: Int[Tensor, "b n"],
+        words: Int[Tensor, "c"] | Int[Tensor, "b c"],
+        position: Int[Tensor, "b"] | None = None,
+        real: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b c"]:
         """``words``: a label word for each class, for all prompts or for each its own."""
-        return label_logits(self.model, ids, self.position, words)
+        where = self.position if position is None else position
+        return label_logits(self.model, ids, where, words, real)
 
 
 class HeadClassifier(nn.Module):
@@ -78,13 +84,15 @@ def fine_tune(
         mask: entries that may move; the others stay exactly as they are (see ``retrain``).
 
     Raises:
-        ValueError: a name that the model does not have, a negative ``l1``.
+        ValueError: a name that the model or ``pre`` does not have, a mask that is not boolean or
+            of another shape, a negative ``l1``.
     """
     named = dict(model.named_parameters())
     if unknown := [name for name in pre if name not in named]:
         raise ValueError(f"pre: the model has no parameter {unknown[0]!r}")
     if l1 < 0:
         raise ValueError(f"l1={l1}: allowed is 0 or more")
+    check_same(pre, pre, mask or {})
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in named.items()}
     moving = [named[name] for name in pre]
     start = [value.detach().clone() for value in pre.values()]
@@ -155,7 +163,12 @@ def score(
     """Accuracy, calibration error, and agreement with the model that has the parameters ``like``.
 
     Without ``like`` the agreement is NaN.
+
+    Raises:
+        ValueError: no samples.
     """
+    if not len(data[1]):
+        raise ValueError("data has no samples: a score needs at least one")
     logits = logits_of(model, params, data)
     answers = logits.argmax(-1)
     agreement = float("nan")

@@ -36,7 +36,7 @@ def fill(text: str, source: Source, report: Report, thumbnails: dict[str, Thumbn
                 gallery.path(reader, source) for reader in readers(source.root)
             ),
             "route": lambda: map_page.route(source),
-            "map": lambda: map_page.drawing(source),
+            "map": lambda: map_page.drawing(source, match["argument"] or ""),
             "outline": lambda: map_page.outline(source),
             "background": lambda: map_page.brought(source),
             "papers": lambda: papers(source, match["argument"] or ""),

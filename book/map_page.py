@@ -52,28 +52,31 @@ def route(source: Source) -> str:
     )
 
 
-def drawing(source: Source) -> str:
-    """Arcs on the left, chapters on the right, a line for each."""
-    if not source.chapters:
+def drawing(source: Source, only: str = "") -> str:
+    """Arcs on the left, chapters on the right, a line for each; of one part, or of the book."""
+    drawn = {part: found for part, found in by_part(source).items() if only in ("", part)}
+    inside = [chapter for chapters in drawn.values() for chapter in chapters]
+    if not inside:
         return "No chapter is finished yet."
     lines: list[str] = []
     row: dict[str, int] = {}
-    for part, chapters in by_part(source).items():
-        lines.append(f'<li class="itr-map-part">{text(part_name(part))}</li>')
+    for part, chapters in drawn.items():
+        if not only:
+            lines.append(f'<li class="itr-map-part">{text(part_name(part))}</li>')
         for chapter in chapters:
             row[chapter.name] = len(lines)
             facts = f' <span class="itr-note">{minutes(chapter)} min</span>'
             lines.append(f'<li data-name="{chapter.name}">{linked(chapter)}{facts}</li>')
-    spans = [
-        row[chapter.name] - row[other.name]
-        for chapter in source.chapters
-        for other in source.prerequisites.before[chapter.name]
-    ]
+    before = {
+        chapter.name: [o for o in source.prerequisites.before[chapter.name] if o.name in row]
+        for chapter in inside
+    }
+    spans = [row[name] - row[other.name] for name, others in before.items() for other in others]
     gutter = math.ceil(16 + max(map(reach, spans), default=0))
     arcs, dots = [], []
-    for chapter in source.chapters:
+    for chapter in inside:
         end = row[chapter.name]
-        for other in source.prerequisites.before[chapter.name]:
+        for other in before[chapter.name]:
             arcs.append(
                 f'<path data-from="{other.name}" data-to="{chapter.name}" '
                 f'd="{arc(row[other.name], end, gutter)}"/>'

@@ -175,6 +175,10 @@ def test_the_drawing_has_a_line_a_chapter_and_an_arc_a_step(book):
     assert "First &amp; &lt;foremost&gt;" in page and "<foremost>" not in page
     height = 5 * map_page.ROW
     assert 'viewBox="0 0 ' in page and f' {height}" style=' in page
+    part = map_page.drawing(source, "width")
+    assert part.count("<path ") == 1 and part.count("<circle ") == 2
+    assert "itr-map-part" not in part and "graphs/c" not in part
+    assert map_page.drawing(source, "science") == "No chapter is finished yet."
     listed = map_page.outline(source)
     assert "    - builds on [First & <foremost>](chapters/width/a.ipynb), [width/b]" in listed
     assert "before this: First & <foremost>, width/b (20 minutes)" in listed

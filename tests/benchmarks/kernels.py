@@ -14,9 +14,13 @@ from collections.abc import Callable
 import torch
 
 from lib.core.seeds import child
+from lib.kernels.graft_step import graft_step, magnitude_threshold, relaxed_graft
+from lib.kernels.kernel_sum import kernel_sum
 from lib.kernels.lif import lif
 from lib.kernels.nngp_ntk import nngp_ntk
 from lib.kernels.saliency_stats import saliency_stats
+from lib.kernels.smooth_step import smooth_step
+from lib.kernels.tree_ntk import tree_ntk
 from tests.helpers import assert_close
 
 
@@ -29,7 +33,7 @@ def main() -> list[dict]:
     bandwidth = copy_bandwidth()
     print(f"a copy reaches {bandwidth / 1e12:.2f} TB/s")
     rows = []
-    for measure in (spikes, limit_kernel, statistics):
+    for measure in (spikes, limit_kernel, tree_kernel, statistics, smoothing, kernel_sums, grafts):
         rows += measure(bandwidth)
     return rows
 
@@ -67,6 +71,18 @@ def limit_kernel(bandwidth: float) -> list[dict]:
     return rows
 
 
+def tree_kernel(bandwidth: float) -> list[dict]:
+    rows = []
+    for d, sizes in ((8, (2, 2, 2)), (32, (2, 2, 2, 2, 2))):
+        x, y = random((8192, d)), random((8193, d))[1:]
+        run = lambda backend, x=x, y=y, sizes=sizes: tree_ntk(x, y, sizes, "ntk", backend)[1]
+        # read both inputs, write one word a pair; the arithmetic of 2 d / s_1 nodes is what bounds
+        floor = 4 * (x.numel() + y.numel() + len(x) * len(y))
+        label = f"hierarchical NTK, filters {sizes}, 8,192 x 8,192 pairs, forward"
+        rows += rows_for(label, run, floor, bandwidth, 1e-4)
+    return rows
+
+
 def statistics(bandwidth: float) -> list[dict]:
     rows = []
     for shape in ((32, 256, 56, 56), (32, 512, 14, 14)):
@@ -77,6 +93,94 @@ def statistics(bandwidth: float) -> list[dict]:
         floor = 4 * (f.numel() + g.numel())
         label = f"saliency statistics, {' x '.join(map(str, shape))}"
         rows += rows_for(label, run, floor, bandwidth, 1e-4)
+    return rows
+
+
+def smoothing(bandwidth: float) -> list[dict]:
+    """The finest and a coarse level of the paper's Darcy model; the coarse one is all launches."""
+    rows, allowed = [], torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False  # the kernel has full float32, so its peers must
+    try:
+        for size in (256, 32):
+            u, f = random((8, 24, size, size)), random((8, 24, size, size))
+            A, S = 0.1 * random((24, 24, 3, 3)), 0.1 * random((24, 24, 3, 3))
+
+            def forward(backend, u=u, f=f, A=A, S=S):
+                return smooth_step(u, f, A, S, backend=backend)
+
+            def both(backend, u=u, f=f, A=A, S=S):
+                inputs = [t.detach().requires_grad_() for t in (u, f, A, S)]
+                smooth_step(*inputs, backend=backend).backward(u)
+                return torch.cat([t.grad.flatten() for t in inputs])
+
+            field = u.numel() * u.element_size()
+            label = f"smoothing step, 8 x 24 x {size} x {size}"
+            # forward: read u and f, write the result; training: the residual as well, and read g,
+            # write two gradients, read g, r, h and u for the stencils
+            rows += rows_for(f"{label}, forward", forward, 3 * field, bandwidth, 1e-4)
+            rows += rows_for(f"{label}, f+b", both, 11 * field, bandwidth, 1e-4)
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+    return rows
+
+
+def kernel_sums(bandwidth: float) -> list[dict]:
+    rows = []
+    n, d, m = 65536, 768, 128  # a layer of random features over a batch of tokens
+    x, keys, values = (random(s, torch.bfloat16) for s in ((n, d), (m, d), (m, d)))
+    x = x / d**0.5
+    for f in ("relu", "cos"):
+        run = lambda backend, f=f: kernel_sum(x, keys, values, f, backend=backend)
+        label = f"kernel sum, {f}, {n:,} x {m} pairs, d = c = {d}, bfloat16"
+        rows += rows_for(f"{label}, forward", run, 2 * 2 * x.numel(), bandwidth, 2e-2)
+
+        def both(backend, run=run, f=f):
+            leaves = [t.detach().requires_grad_() for t in (x, keys, values)]
+            y = kernel_sum(*leaves, f, backend=backend)
+            return torch.cat([t.flatten() for t in torch.autograd.grad(y, leaves, x)])
+
+        rows += rows_for(f"{label}, f+b", both, 5 * 2 * x.numel(), bandwidth, 3e-2)
+    n = 32768
+    x, keys = (torch.nn.functional.normalize(random((n, 3)) + shift) for shift in (1.0, 1.01))
+    values = random((n, 2))
+    for name, more in (
+        ("|x - k|^-2", {"order": 2.0}),
+        ("Koenigs", {"dual": torch.tensor([0.0, 0.5, 0.0, 0.5])}),
+    ):
+        run = lambda backend, more=more: kernel_sum(
+            x, keys, values, "singular", backend=backend, **more
+        )
+        label = f"kernel sum, singular, {name}, {n:,} x {n:,} pairs, d = 3"
+        rows += rows_for(label, run, 4 * 8 * n, bandwidth, 1e-3)
+    return rows
+
+
+def grafts(bandwidth: float) -> list[dict]:
+    """The body of RoBERTa-base as one vector: a mask step, a training step, a threshold."""
+    rows, n = [], 85_000_000
+    for dtype in (torch.float32, torch.bfloat16):
+        grad, pre, delta = (random((3, n), dtype)[i] for i in range(3))
+        score, base = random((n,)), random((n,)) > 2.3
+        word, tol = pre.element_size(), 2e-2 if dtype.itemsize == 2 else 1e-5
+
+        def step(backend, grad=grad, pre=pre, delta=delta, score=score, base=base):
+            # theta depends on the new score; torch.compile alone may leave that one unwritten
+            return graft_step(grad, pre, delta, score, base, rate=0.5, bias=1.0, backend=backend)[1]
+
+        def both(backend, grad=grad, pre=pre, delta=delta, score=score, base=base):
+            leaf = score.detach().requires_grad_()
+            relaxed_graft(pre, delta, leaf, base, 1.0, backend).backward(grad)
+            return leaf.grad
+
+        label = f"{n:,} parameters, {short(dtype)}"
+        # read grad, pre, delta, score and base, write score and theta
+        rows += rows_for(f"graft step, {label}", step, (4 * word + 9) * n, bandwidth, tol)
+        # forward: read pre, delta, score, base, write theta; backward: read grad, delta, score,
+        # base, write the score's gradient
+        rows += rows_for(f"relaxed graft, {label}, f+b", both, (5 * word + 14) * n, bandwidth, tol)
+    x = random((n,))
+    threshold = lambda backend: torch.tensor(magnitude_threshold(x, n // 10_000, backend))
+    rows += rows_for(f"threshold of the top 0.01 %, {n:,} floats", threshold, 4 * n, bandwidth, 0.0)
     return rows
 
 

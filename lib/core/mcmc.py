@@ -77,7 +77,8 @@ def hmc(
         theta: where the chains start; copied.
         n: samples kept of each chain, after ``burn_in`` steps that are not.
         step: length of a leapfrog step at the start.
-        leapfrog: leapfrog steps before each acceptance.
+        leapfrog: leapfrog steps before each acceptance. In white coordinates ``step * leapfrog``
+            near pi/2 mixes best; pi is half an orbit and returns to the mirror image.
         target: acceptance rate that each chain's step is adapted to during burn-in; None keeps
             ``step``. It never changes afterwards, so the kept samples are exact.
         jitter: each trajectory's step is drawn within this fraction of its length, which breaks
@@ -142,7 +143,8 @@ class SGHMC:
     With ``g`` the (noisy) gradient of the potential and ``v`` its running second moment, frozen
     after burn-in, a step is ``r <- (1 - friction) r - rate^2 v^{-1/2} g + noise`` of variance
     ``2 rate^2 friction v^{-1/2} - rate^4``, then ``theta <- theta + r``. The law is right only as
-    ``rate`` goes to 0; there is no acceptance step.
+    ``rate`` goes to 0; there is no acceptance step. The scales are those of burn-in, however it went:
+    chains that start far out or burn in briefly keep scales that are too small, and spread too far.
 
     Args:
         potential: ``(theta: "c p", step) -> "c"``, minus the log density of the *whole* data,

@@ -453,8 +453,10 @@ def test_errors():
         et.vertex_flow(RELU, 0.0, 1e4, 1.0, 60)
     with raises(ValueError, match="are both 0"):
         et.per_layer(0.0, 0.0)
-    with raises(ValueError, match="variances"):
+    with raises(ValueError, match="C_b=-1: variances"):
         et.phase_diagram(RELU, torch.tensor([-1.0]), torch.tensor([1.0]))
+    with raises(ValueError, match="C_W=nan: variances"):
+        et.fixed_point(RELU, 0.0, math.nan)
     with raises(ValueError, match="nu=0"):
         et.optimal_aspect_ratio(0.0)
     with raises(ValueError, match="groups of 1 or more"):
@@ -490,3 +492,77 @@ def test_errors():
         et.nearly_kernel_prediction(*flat, *flat[:2], 0.1, "adam")
     with raises(ValueError, match="kernel is singular"):
         et.nearly_kernel_prediction(*flat, *flat[:2], 0.1)
+
+
+def test_errors_of_shapes_and_of_what_is_not_finite():
+    gen, ones = child(0, "e"), torch.ones
+    with raises(ValueError, match="K=nan: a variance"):
+        et.gaussian_expect(torch.tanh, math.nan)
+    with raises(ValueError, match="C_W=inf"):
+        et.kernel_flow(RELU, 0.0, math.inf, 1.0, 3)
+    with raises(ValueError, match="gamma=nan"):
+        et.kernel_flow(RELU, 0.0, 1.0, 1.0, 3, math.nan)
+    with raises(ValueError, match="gamma=nan"):
+        et.sample_ensemble(RELU, 2, 3, 2, ones(1, 2), 0.0, 1.0, gen, gamma=math.nan)
+    with raises(ValueError, match="weights of layer 1 add 0"):
+        et.equal_rates(torch.tanh, 0.1, 1.0, 0.1, 4)
+    with raises(ValueError, match="one rate for all layers"):
+        et.fluctuation_flow(torch.tanh, 0.0, 1.0, 1.0, 2, 0.0, [1.0, 2.0])
+    with raises(ValueError, match="K must be square"):
+        et.pair_means(RELU, ones(2, 3))
+    with raises(ValueError, match="1 entry or more"):
+        et.first_kernel(ones(2, 0), 0.0, 1.0)
+    # equal up to rounding near 0, and that is not a crossing
+    for sigma in (torch.nn.functional.relu6, torch.nn.functional.hardtanh):
+        with raises(ValueError, match="chi_par stays below chi_perp"):
+            et.critical_hyperparameters(sigma)
+    with raises(ValueError, match="K1 is not a kernel"):
+        et.gram_flow(RELU, 0.0, 2.0, torch.tensor([[1.0, 0.5], [0.1, 1.0]]), 2)
+    for width, layers in ((0, 2), (4, 0)):
+        with raises(ValueError, match=f"width={width}, layers={layers}"):
+            et.exact_second_moment(1.0, 0.0, width, layers)
+    with raises(ValueError, match="width=0"):
+        et.excess_kurtosis(ones(1), ones(1), 0)
+    with raises(ValueError, match="q=-0.1"):
+        et.mutual_information(-0.1)
+    with raises(ValueError, match="q=inf"):
+        et.lognormal_information(math.inf)
+    with raises(ValueError, match="K=-1"):
+        et.linear_tensors(2, -1.0)
+    with raises(ValueError, match="layers=3: two depths"):
+        et.critical_exponents(torch.tanh, layers=3)
+    for x, message in (
+        (ones(2), r"shape \(2,\): allowed is a batch"),
+        (ones(1, 0), "not empty"),
+        (ones(1, 2, dtype=torch.long), "int64"),
+        (torch.full((1, 2), math.nan), "NaN"),
+    ):
+        with raises(ValueError, match=message):
+            et.sample_ensemble(RELU, 2, 3, 2, x, 0.0, 2.0, gen)
+        with raises(ValueError, match=message):
+            et.sample_ntk(RELU, 2, 3, 2, x, 0.0, 2.0, gen)
+    with raises(ValueError, match="outputs=0, chunk=50"):
+        et.sample_ntk(RELU, 2, 3, 2, ones(1, 2), 0.0, 2.0, gen, outputs=0)
+    with raises(ValueError, match="chunk=0"):
+        et.estimate_tensors(RELU, 2, 3, 2, ones(2), 0.0, 2.0, gen, chunk=0)
+    with raises(ValueError, match="allowed is one input"):
+        et.estimate_tensors(RELU, 2, 3, 2, ones(1, 2), 0.0, 2.0, gen)
+    with raises(ValueError, match="with d = 3"):
+        et.layer_gradients(RELU, et.sample_weights(2, [3, 2, 1], 0.0, 2.0, gen), ones(2))
+    with raises(ValueError, match="a_plus=nan"):
+        et.sample_chains(2, 3, 2, gen, math.nan)
+    with raises(ValueError, match="finite numbers, networks by neurons"):
+        et.connected_correlator(ones(3))
+    with raises(ValueError, match="one target for each of 2 rows"):
+        et.gram_change(RELU, 2, 3, 2, ones(2, 2), ones(2, 1), 0.0, 2.0, 0.1, gen)
+    good = [torch.eye(2, 3), torch.zeros(2, 3, 3), ones(2), ones(1, 3), torch.zeros(1, 3, 3)]
+    for at, value, message in (
+        (1, torch.zeros(2, 3, 2), "Psi has shape"),
+        (1, torch.arange(18.0).view(2, 3, 3), "Psi: a second derivative"),
+        (2, ones(3), "y has shape"),
+        (2, torch.full((2,), math.nan), "all finite"),
+        (3, ones(1, 2), "Phi_test has shape"),
+    ):
+        given = [value if i == at else v for i, v in enumerate(good)]
+        with raises(ValueError, match=message):
+            et.nearly_kernel_prediction(*given, 0.1)

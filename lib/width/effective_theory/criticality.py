@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +67,8 @@ def _half_stable(sigma: Function) -> Critical:
 
     grid = np.linspace(np.log(1e-2), np.log(LARGEST_K), 80)
     gaps = gap(grid)
+    # Linear near 0, as ReLU6 is: there the two are equal up to rounding, which has no sign.
+    gaps[np.abs(gaps) < 1e-9] = 0
     found = []
     for i in range(len(grid) - 1):
         if gaps[i] * gaps[i + 1] >= 0:
@@ -81,7 +84,7 @@ def _half_stable(sigma: Function) -> Critical:
             f"no critical point: chi_par = chi_perp at {', '.join(found)}, and a variance cannot "
             "be negative"
         )
-    side = "above" if gaps[0] > 0 else "below"
+    side = "above" if gaps[np.abs(gaps).argmax()] > 0 else "below"
     raise ValueError(
         f"no critical point: chi_par stays {side} chi_perp for every K up to {LARGEST_K:g}"
     )
@@ -124,8 +127,11 @@ def critical_exponents(
     function) and 2/3 for K* = 0.
 
     Raises:
-        ValueError: no critical point, or one that K1 does not flow to (half-stable).
+        ValueError: no critical point, or one that K1 does not flow to (half-stable); fewer than 4
+            layers.
     """
+    if layers < 4:
+        raise ValueError(f"layers={layers}: two depths are compared, allowed is 4 or more")
     point = critical_hyperparameters(sigma)
     if point.kind == "half-stable":
         raise ValueError(
@@ -135,7 +141,7 @@ def critical_exponents(
     V = vertex_flow(sigma, point.C_b, point.C_W, K1, layers) / K**2
     half = layers // 2
     perp = susceptibilities(sigma, point.C_W, K[half - 1 : -1])[1].log().sum()
-    octave = np.log(layers / half)
+    octave = math.log(layers / half)
     p0 = -(K[-1] / K[half - 1]).log() / octave
     slope = (V[-1] - V[half - 1]) / (layers - half)
     return p0.item() + 0.0, -perp.item() / octave + 0.0, slope.item()
@@ -148,10 +154,18 @@ def fixed_point(
     K1: float = 1.0,
     steps: int = 500,
 ) -> Float[Tensor, "*grid"]:
-    """``K`` after ``steps`` layers from ``K1``; infinity where it has run away."""
+    """``K`` after ``steps`` layers from ``K1``; infinity where it has run away.
+
+    Raises:
+        ValueError: a variance that is negative or NaN.
+    """
     C_b, C_W = torch.broadcast_tensors(
         torch.as_tensor(C_b, dtype=torch.float64), torch.as_tensor(C_W, dtype=torch.float64)
     )
+    for name, value in (("C_b", C_b), ("C_W", C_W), ("K1", torch.as_tensor(K1))):
+        if not (value >= 0).all():
+            least = value.min().item()
+            raise ValueError(f"{name}={least:.3g}: variances, allowed is 0 or more")
     K = torch.full_like(C_b, K1)
     for _ in range(steps):
         new = kernel_step(sigma, 0.0, 1.0, K.clamp(max=1e6))
@@ -174,10 +188,8 @@ def phase_diagram(
     Both susceptibilities are NaN where the kernel runs away or vanishes.
 
     Raises:
-        ValueError: a negative variance on the grid.
+        ValueError: a variance that is negative or NaN.
     """
-    if (C_b < 0).any() or (C_W < 0).any():
-        raise ValueError("C_b and C_W are variances: allowed is 0 or more")
     rows, columns = C_b.double()[:, None], C_W.double()[None]
     K = fixed_point(sigma, rows, columns, K1, steps)
     ok = K.isfinite() & (K > 1e-12)

@@ -48,7 +48,8 @@ def sample_ensemble(
 
     Raises:
         ValueError: an option that is not in the lists, orthogonal weights by layers, a count below
-            1, a negative variance.
+            1, a negative variance, a ``gamma`` that is not finite, an ``x`` that is not a finite
+            matrix of floats.
     """
     for name, value, allowed in (
         ("skip", skip, ("identity", "signs")),
@@ -61,6 +62,9 @@ def sample_ensemble(
     if init == "orthogonal" and route == "layers":
         raise ValueError("init='orthogonal' needs route='matrices': its rows are not independent")
     _check_sizes(n_nets, width, layers, C_b, C_W)
+    _check_input(x, 2)
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma={gamma}: allowed are finite numbers")
     z = kept = None
     for layer in range(layers):
         fed = x.expand(n_nets, *x.shape) if z is None else sigma(z)
@@ -106,12 +110,14 @@ def sample_chains(
     numbers replace a layer. The default slopes are ReLU's.
 
     Raises:
-        ValueError: a count below 1, or two slopes of 0.
+        ValueError: a count below 1, two slopes of 0, or one that is not finite.
     """
     _check_sizes(n_chains, width, layers, 0.0, 1.0)
     a2 = (a_plus**2 + a_minus**2) / 2
     if a2 == 0:
         raise ValueError("a_plus and a_minus are both 0: no signal passes")
+    if not math.isfinite(a2):
+        raise ValueError(f"a_plus={a_plus}, a_minus={a_minus}: allowed are finite slopes")
 
     def chi_squared(k: Tensor) -> Tensor:
         draw = 2 * torch._standard_gamma(k.clamp(min=1) / 2, generator=gen)
@@ -139,10 +145,15 @@ def connected_correlator(z: Float[Tensor, "s n"], order: int = 4) -> Float[Tenso
     fourth power of one neuron.
 
     Raises:
-        ValueError: another order, fewer than two networks, or for order 4 than two neurons.
+        ValueError: another order, fewer than two networks, or for order 4 than two neurons; a
+            ``z`` that is not a finite matrix.
     """
     if order not in (2, 4):
         raise ValueError(f"order={order}: allowed are 2 and 4")
+    if z.ndim != 2 or not z.isfinite().all():
+        raise ValueError(
+            f"z has shape {tuple(z.shape)}: allowed are finite numbers, networks by neurons"
+        )
     s, n = z.shape
     if s < 2 or n < order // 2:
         raise ValueError(f"z has shape {(s, n)}: too few networks or neurons for order {order}")
@@ -205,11 +216,12 @@ def layer_gradients(
 
     The norm of ``delta^l = df/dz^l`` is that of the gradient in the layer's bias. The last is 1 in
     every layer of a piecewise linear network without biases, which is homogeneous of degree one in
-    each of its matrices.
+    each of its matrices; it is NaN where f is 0, as in a dead network.
 
     Raises:
-        ValueError: more than one output.
+        ValueError: more than one output, an ``x`` that is not one finite input of the right size.
     """
+    _check_input(x, 1, weights[0][0].shape[-1])
     z = forward(sigma, weights, x[None])
     if z[-1].shape[-1] != 1:
         raise ValueError(f"the networks have {z[-1].shape[-1]} outputs: allowed is 1")
@@ -246,9 +258,13 @@ def sample_ntk(
         chunk: networks at a time.
 
     Raises:
-        ValueError: a count below 1, a negative variance, unknown ``init``.
+        ValueError: a count below 1, a negative variance, unknown ``init``, an ``x`` that is not a
+            finite matrix of floats.
     """
     _check_sizes(n_nets, width, layers, C_b, C_W)
+    _check_input(x, 2)
+    if outputs < 1 or chunk < 1:
+        raise ValueError(f"outputs={outputs}, chunk={chunk}: allowed is 1 or more of each")
     widths = [x.shape[1], *[width] * (layers - 1), outputs]
     thetas, outs = [], []
     for first in range(0, n_nets, chunk):
@@ -302,7 +318,10 @@ def estimate_tensors(
     """
     if outputs < 2 or n_nets < 2:
         raise ValueError(f"outputs={outputs}, n_nets={n_nets}: allowed is 2 or more")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: allowed is 1 or more")
     _check_sizes(n_nets, width, layers, C_b, C_W)
+    _check_input(x, 1)
     widths = [len(x), *[width] * (layers - 1), outputs]
 
     def one(weights):
@@ -394,5 +413,14 @@ def _check_sizes(n_nets: int, width: int, layers: int, C_b: float, C_W: float) -
         raise ValueError(
             f"n_nets={n_nets}, width={width}, layers={layers}: allowed is 1 or more of each"
         )
-    if not (C_b >= 0 and C_W >= 0):
-        raise ValueError(f"C_b={C_b}, C_W={C_W}: variances, allowed is 0 or more")
+    if not (0 <= C_b < math.inf and 0 <= C_W < math.inf):
+        raise ValueError(f"C_b={C_b}, C_W={C_W}: variances, allowed is 0 or more and finite")
+
+
+def _check_input(x: Tensor, ndim: int, size: int | None = None) -> None:
+    what = "one input, (d,)" if ndim == 1 else "a batch of inputs, (b, d)"
+    if x.ndim != ndim or x.numel() == 0 or (size is not None and x.shape[-1] != size):
+        size = "" if size is None else f" with d = {size}"
+        raise ValueError(f"x has shape {tuple(x.shape)}: allowed is {what}{size}, not empty")
+    if not x.is_floating_point() or not x.isfinite().all():
+        raise ValueError(f"x has dtype {x.dtype} or a NaN: allowed are finite floating numbers")

@@ -7,6 +7,7 @@ every layer but the first adds ``gamma z^l``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,9 +48,11 @@ def kernel_flow(
         K1: variance in the first layer, ``C_b + C_W |x|^2 / n_0`` (``first_kernel``).
 
     Raises:
-        ValueError: a negative ``C_b``, ``C_W`` or ``K1``, or no layer.
+        ValueError: a negative ``C_b``, ``C_W`` or ``K1``, no layer, a ``gamma`` that is not finite.
     """
     _check(C_b, C_W, layers)
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma={gamma}: allowed are finite numbers")
     K = [torch.as_tensor(K1, dtype=torch.float64)]
     if not (K[0] >= 0).all():
         raise ValueError(f"K1={K1}: a variance, allowed is 0 or more")
@@ -88,10 +91,10 @@ def gaussian_expect(
     so averages of even powers over a half line, all that ReLU asks for, are exact.
 
     Raises:
-        ValueError: a negative ``K``, or a number of nodes that is odd or below 2.
+        ValueError: a ``K`` that is negative or NaN, a number of nodes that is odd or below 2.
     """
     K = torch.as_tensor(K, dtype=torch.float64)
-    if (K < 0).any():
+    if not (K >= 0).all():
         raise ValueError(f"K={K.min().item():.3g}: a variance, allowed is 0 or more")
     if nodes < 2 or nodes % 2:
         raise ValueError(f"nodes={nodes}: allowed are even numbers")
@@ -172,15 +175,26 @@ def equal_rates(
     ``criticality.critical_exponents``.
 
     Raises:
-        ValueError: as ``ntk_flow``.
+        ValueError: as ``ntk_flow``; a layer with nothing to contribute, as the first one's weights
+            when the input is 0.
     """
     for_bias = ntk_contributions(sigma, C_b, C_W, K1, layers, 1.0, 0.0, gamma)
     for_weight = ntk_contributions(sigma, C_b, C_W, K1, layers, 0.0, 1.0, gamma)
+    for what, share in (("biases", for_bias), ("weights", for_weight)):
+        if not (share > 0).all():
+            layer = 1 + int((share > 0).int().argmin())
+            raise ValueError(f"the {what} of layer {layer} add 0 whatever their rate (K1={K1})")
     return bias / (layers * for_bias), weight / (layers * for_weight)
 
 
 def first_kernel(x: Float[Tensor, "n d"], C_b: float, C_W: float) -> Float[Tensor, "n n"]:
-    """``C_b + C_W x x'^T / n_0``: the first layer's kernel, exact at any width."""
+    """``C_b + C_W x x'^T / n_0``: the first layer's kernel, exact at any width.
+
+    Raises:
+        ValueError: inputs without entries.
+    """
+    if x.shape[1] == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}: allowed are inputs with 1 entry or more")
     return C_b + C_W * (x @ x.T) / x.shape[1]
 
 
@@ -199,11 +213,14 @@ def gram_flow(
     points for each pair.
 
     Raises:
-        ValueError: as ``kernel_flow``; a ``K1`` that is not square.
+        ValueError: as ``kernel_flow``; a ``K1`` that is not square, symmetric and finite with a
+            diagonal of 0 or more.
     """
     _check(C_b, C_W, layers)
     if K1.ndim != 2 or K1.shape[0] != K1.shape[1]:
         raise ValueError(f"K1 must be square, got shape {tuple(K1.shape)}")
+    if not (K1.isfinite().all() and torch.allclose(K1, K1.T) and (K1.diagonal() >= 0).all()):
+        raise ValueError("K1 is not a kernel: allowed are symmetric finite matrices, diagonal >= 0")
     i, j = torch.triu_indices(*K1.shape, device=K1.device)  # symmetric: half of it will do
     K = [K1.double()[i, j]]
     for _ in range(layers - 1):
@@ -215,7 +232,13 @@ def gram_flow(
 def pair_means(
     sigma: Function, K: Float[Tensor, "n n"], nodes: int = 100
 ) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
-    """``<sigma sigma>`` and ``<sigma' sigma'>`` for every pair of inputs; ``K`` is symmetric."""
+    """``<sigma sigma>`` and ``<sigma' sigma'>`` for every pair of inputs; ``K`` is symmetric.
+
+    Raises:
+        ValueError: a ``K`` that is not square.
+    """
+    if K.ndim != 2 or K.shape[0] != K.shape[1]:
+        raise ValueError(f"K must be square, got shape {tuple(K.shape)}")
     v, (i, j) = K.diagonal(), torch.triu_indices(*K.shape, device=K.device)
     value, slope = _means(sigma, v[i], v[j], K[i, j], nodes)
     return _symmetric(value, len(K)), _symmetric(slope, len(K))
@@ -303,8 +326,8 @@ def _layer_terms(sigma, C_b, C_W, K1, layers, lambda_b, lambda_W, gamma):
 
 
 def _check(C_b: float, C_W: float, layers: int) -> None:
-    if not (C_b >= 0 and C_W >= 0):
-        raise ValueError(f"C_b={C_b}, C_W={C_W}: variances, allowed is 0 or more")
+    if not (0 <= C_b < math.inf and 0 <= C_W < math.inf):
+        raise ValueError(f"C_b={C_b}, C_W={C_W}: variances, allowed is 0 or more and finite")
     if layers < 1:
         raise ValueError(f"layers={layers}: allowed is 1 or more")
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lib.models.mlp import MLP
-from lib.width.effective_theory.ensembles import forward, sample_weights
+from lib.width.effective_theory.ensembles import _check_input, forward, sample_weights
 from lib.width.effective_theory.flow import Function
 
 
@@ -62,10 +62,14 @@ def gram_change(
     parametrization of the chapter on the tangent kernel.
 
     Raises:
-        ValueError: fewer than two layers, or as ``sample_weights``.
+        ValueError: fewer than two layers, an ``x`` that is not a finite matrix, not one target for
+            each input, or as ``sample_weights``.
     """
     if layers < 2:
         raise ValueError(f"layers={layers}: allowed is 2 or more, there must be a hidden layer")
+    _check_input(x, 2)
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y has shape {tuple(y.shape)}: give one target for each of {len(x)} rows")
     widths = [x.shape[1], *[width] * (layers - 1), 1]
     weights = sample_weights(n_nets, widths, C_b, C_W, gen, like=x)
     weights = [(W.requires_grad_(), b.requires_grad_()) for W, b in weights]
@@ -115,10 +119,26 @@ def nearly_kernel_prediction(
     - ``"minimum_norm"``: the smallest theta that fits, ridge regression with a vanishing ridge.
 
     Raises:
-        ValueError: unknown ``rule``, or a kernel that is singular.
+        ValueError: unknown ``rule``, a kernel that is singular, shapes that do not belong
+            together, a ``Psi`` that is not symmetric.
     """
     if rule not in ("flow", "minimum_norm"):
         raise ValueError(f"rule={rule!r}: allowed are 'flow' and 'minimum_norm'")
+    n, p = Phi.shape
+    m = len(Phi_test)
+    for name, value, shape in (
+        ("Psi", Psi, (n, p, p)),
+        ("y", y, (n,)),
+        ("Phi_test", Phi_test, (m, p)),
+        ("Psi_test", Psi_test, (m, p, p)),
+    ):
+        if value.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}: allowed is {shape}")
+    for name, value in (("Psi", Psi), ("Psi_test", Psi_test)):
+        if not torch.allclose(value, value.mT, atol=1e-6):
+            raise ValueError(f"{name}: a second derivative, allowed are symmetric matrices")
+    if n == 0 or not (Phi.isfinite().all() and y.isfinite().all()):
+        raise ValueError(f"Phi and y hold {n} training points: allowed are 1 or more, all finite")
     k, k_test = Phi @ Phi.T, Phi_test @ Phi.T
     values, U = torch.linalg.eigh(k)
     if values[0] <= 1e-12 * values[-1]:

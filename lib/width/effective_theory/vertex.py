@@ -55,7 +55,13 @@ def vertex_flow(
 def excess_kurtosis(
     V: Float[Tensor, "*batch"], K: Float[Tensor, "*batch"], width: int
 ) -> Float[Tensor, "*batch"]:
-    """``3 V / (n K^2)``: how far one neuron is from Gaussian, over random networks."""
+    """``3 V / (n K^2)``: how far one neuron is from Gaussian, over random networks.
+
+    Raises:
+        ValueError: no neuron.
+    """
+    if width < 1:
+        raise ValueError(f"width={width}: allowed is 1 or more")
     return 3 * V / (width * K**2)
 
 
@@ -73,13 +79,19 @@ def per_layer(a_plus: float, a_minus: float) -> float:
     return 3 * a4 / a2**2 - 1
 
 
-def exact_second_moment(a_plus: float, a_minus: float, width: int, layers: int) -> float:
+def exact_second_moment(a_plus: float, a_minus: float, width: int, layers: float) -> float:
     """``E[(Q^L / K)^2] = (1 + nu / n)^{L-1}`` at any width, critical piecewise linear network.
 
     ``nu`` is ``per_layer(a_plus, a_minus)``. Each layer multiplies Q by an independent average of
     n terms of mean 1 and variance nu, which is the proof. ``Q^L`` is the variance of layer L given
-    the layers before it, so ``3 (E[(Q^L / K)^2] - 1)`` is the exact excess kurtosis.
+    the layers before it, so ``3 (E[(Q^L / K)^2] - 1)`` is the exact excess kurtosis. ``layers`` may
+    be a fraction, for the inverse of the law.
+
+    Raises:
+        ValueError: a width or a depth below 1, or two slopes of 0.
     """
+    if not (width >= 1 and layers >= 1):
+        raise ValueError(f"width={width}, layers={layers}: allowed is 1 or more of each")
     return (1 + per_layer(a_plus, a_minus) / width) ** (layers - 1)
 
 
@@ -124,8 +136,13 @@ def fluctuation_flow(
     weights, then expand around independent neurons. Keys ``K`` and ``Theta`` hold the means.
 
     Raises:
-        ValueError: as ``ntk_flow``; a kernel that is 0 or overflows on the way.
+        ValueError: as ``ntk_flow``; rates that differ from layer to layer; a kernel that is 0 or
+            overflows on the way.
     """
+    if not isinstance(lambda_b, int | float) or not isinstance(lambda_W, int | float):
+        raise ValueError(
+            f"lambda_b={lambda_b}, lambda_W={lambda_W}: one rate for all layers is allowed here"
+        )
     K = kernel_flow(sigma, C_b, C_W, K1, layers)
     _check_kernel(K)
     mean = ntk_flow(sigma, C_b, C_W, K1, layers, lambda_b, lambda_W)
@@ -171,10 +188,12 @@ def linear_tensors(layers: int, K: float = 1.0, lambda_W: float = 1.0) -> dict[s
     of the kernel, see ``ensembles.estimate_tensors``.
 
     Raises:
-        ValueError: no layer.
+        ValueError: no layer, or a kernel that is not positive.
     """
     if layers < 1:
         raise ValueError(f"layers={layers}: allowed is 1 or more")
+    if not K > 0:
+        raise ValueError(f"K={K}: a variance, allowed are positive numbers")
     L, k, r = layers, K**2, lambda_W
     found = {
         "V": 2 * k * (L - 1),
@@ -197,8 +216,13 @@ def mutual_information(
 
     ``q = V / (n K^2)``; the last layer has ``n_L = m1 + m2`` neurons:
     ``(m1 m2 / 8) q^2 (1 - (20 + 3 n_L) q / 6)``.
+
+    Raises:
+        ValueError: ``q`` is negative, or a group is empty.
     """
     q = torch.as_tensor(q, dtype=torch.float64)
+    if not (q >= 0).all() or m1 < 1 or m2 < 1:
+        raise ValueError(f"q={q}, m1={m1}, m2={m2}: allowed are q >= 0 and groups of 1 or more")
     return m1 * m2 / 8 * q**2 * (1 - (20 + 3 * (m1 + m2)) / 6 * q)
 
 
@@ -223,9 +247,9 @@ def lognormal_information(q: float, m1: int = 1, m2: int = 1, nodes: int = 60) -
     the truncated series.
 
     Raises:
-        ValueError: ``q`` is negative, or a group is empty.
+        ValueError: ``q`` is negative or infinite, or a group is empty.
     """
-    if not q >= 0 or m1 < 1 or m2 < 1:
+    if not 0 <= q < math.inf or m1 < 1 or m2 < 1:
         raise ValueError(f"q={q}, m1={m1}, m2={m2}: allowed are q >= 0 and groups of 1 or more")
     s = math.sqrt(math.log1p(q))
     z, w = np.polynomial.hermite_e.hermegauss(nodes)

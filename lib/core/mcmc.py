@@ -143,8 +143,8 @@ class SGHMC:
     With ``g`` the (noisy) gradient of the potential and ``v`` its running second moment, frozen
     after burn-in, a step is ``r <- (1 - friction) r - rate^2 v^{-1/2} g + noise`` of variance
     ``2 rate^2 friction v^{-1/2} - rate^4``, then ``theta <- theta + r``. The law is right only as
-    ``rate`` goes to 0; there is no acceptance step. The scales are those of burn-in, however it went:
-    chains that start far out or burn in briefly keep scales that are too small, and spread too far.
+    ``rate`` goes to 0; there is no acceptance step. The scales are those of burn-in, however it
+    went: chains that start far out, or burn in briefly, may keep scales that spread too far.
 
     Args:
         potential: ``(theta: "c p", step) -> "c"``, minus the log density of the *whole* data,

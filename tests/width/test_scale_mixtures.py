@@ -615,3 +615,89 @@ def test_errors_name_the_argument():
         sm.choose_by_validation([], X, y, x, target)
     with raises(ValueError, match="y is zero everywhere"):
         sm.EmpiricalBayesNNGP(KERNEL).fit(X, 0 * y)
+
+
+def test_errors_name_the_data_that_cannot_be_used(gen):
+    X, y, x, _ = data()
+    nan, IG2 = float("nan"), InverseGamma(2.0, 2.0)
+    for scales in (True, False):
+        with raises(ValueError, match="X has entries that are not finite"):
+            SMNNGP(KERNEL, IG2, noise_scales=scales).fit(nan * X, y)
+        with raises(ValueError, match="y has entries that are not finite"):
+            SMNNGP(KERNEL, sm.BurrXII(), noise_scales=scales).fit(X, y / 0)
+    with raises(ValueError, match=r"y \(\d+, 0\)"):
+        SMNNGP(KERNEL, IG2).fit(X, y[:, :0])
+    with raises(ValueError, match="eps=inf"):
+        SMNNGP(KERNEL, IG2, math.inf)
+    twice = torch.cat([X, X]), torch.cat([y, y])
+    with raises(ValueError, match="eps=0.0: the kernel is singular"):
+        SMNNGP(KERNEL, IG2, 0.0, noise_scales=False).fit(*twice)
+    with raises(ValueError, match="no input may occur twice"):
+        sm.last_layer_ensemble(*twice, x, 64, IG2, 2, gen)
+    with raises(ValueError, match="X, y and x have shapes"):
+        sm.last_layer_trained(KERNEL, IG2, X, y[:3], x)
+    with raises(ValueError, match="X, y and x have shapes"):
+        sm.last_layer_ensemble(X, y, x[:, :2], 64, IG2, 2, gen)
+    with raises(ValueError, match="X, y and x have shapes"):
+        sm.train_networks(X, y[:3], 8, IG2, 2, 1, 0)
+    with raises(ValueError, match="n=0"):
+        sm.last_layer_ensemble(X, y, x, 64, IG2, 0, gen)
+    with raises(ValueError, match="x1 and x2 must be"):
+        sm.nngp_kernel("resnet", 1)(X, x[:, :2])
+    with raises(ValueError, match="act='silu'"):
+        sm.nngp_kernel("cnn", 1, "silu")
+    with raises(ValueError, match="depth=1.5"):
+        sm.nngp_kernel("mlp", 1.5)
+    with raises(ValueError, match="bias_var=-1"):
+        sm.sample_networks(x, 8, IG2, 2, gen, bias_var=-1)
+    with raises(ValueError, match="weight_var=nan"):
+        sm.ScaledMLP((4, 8, 1), 1.0, weight_var=nan)
+    with raises(ValueError, match="block=0"):
+        sm.prior_variance(KERNEL, X, 0)
+
+
+def test_errors_of_laws_that_cannot_be_integrated(gen):
+    IG2 = InverseGamma(2.0, 2.0)
+    # Half of this law lies beyond the last node: an integral over the rest would be wrong.
+    for law in (sm.LogNormal(200.0, 1.0), InverseGamma(0.01, 0.01), sm.BurrXII(0.05, 0.05)):
+        with raises(ValueError, match="too much of the law lies outside"):
+            sm.quadrature_posterior(law)
+    for heavy in (sm.LogNormal(0.0, 30.0), InverseGamma(0.1, 0.1), sm.HalfCauchy()):
+        assert abs(sm.quadrature_posterior(heavy).log_evidence) < 1e-5
+    with raises(ValueError, match="times the likelihood is nan"):
+        sm.quadrature_posterior(IG2, lambda s: s * float("nan"))
+    with raises(ValueError, match="log weights of the draws add up to nan"):
+        sm.importance_posterior(IG2, lambda s: s * float("nan"), 10, gen)
+    with raises(TypeError, match="prior is a BurrXII"):
+        sm.student_t_posterior(sm.BurrXII(), 1.0, 4)
+    with raises(ValueError, match="q=-1"):
+        sm.student_t_posterior(IG2, -1.0, 4)
+    with raises(ValueError, match="mean=nan"):
+        sm.LogNormal(float("nan"), 1.0)
+    mean = torch.zeros(4, 2).double()
+    with raises(ValueError, match="var has shape"):
+        sm.mix(IG2, mean, torch.ones(3).double())
+    for law in (IG2, Dirac(1.0)):
+        with raises(ValueError, match="n=0"):
+            sm.mix(law, mean, torch.ones(4).double()).sample(0, gen)
+
+
+def test_errors_of_sparse_classification(gen):
+    model = sparse()
+    x, y = torch.randn(4, 4).double(), torch.tensor([0, 1, 2, 3])
+    with raises(ValueError, match="y has labels 0 to 3: allowed are 0 to 2"):
+        model.nll(x, y, 5, gen)
+    with raises(ValueError, match="y has labels -4 to -1"):
+        model.loss(4, 2, gen)(model, (x, y - 4))
+    with raises(ValueError, match="one label each"):
+        model.nll(x, y[:2], 5, gen)
+    with raises(ValueError, match="draws=0"):
+        model.predict(x, 0, gen)
+    with raises(ValueError, match="chunk=0"):
+        model.predict(x, 2, gen, chunk=0)
+    with raises(ValueError, match="total=0"):
+        model.loss(0, 2, gen)
+    with raises(ValueError, match="inducing has shape"):
+        SVTP(KERNEL, x[:0], 3, IG)
+    with raises(ValueError, match="jitter=nan"):
+        SVTP(KERNEL, x, 3, IG, float("nan"))

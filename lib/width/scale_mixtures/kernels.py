@@ -13,6 +13,7 @@ that averages over places needs all pairs of places, ``(p, q, h, w, h, w)``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -61,18 +62,19 @@ def nngp_kernel(
         chunk: rows of ``x1`` at a time, which bounds the memory (images only).
 
     Raises:
-        ValueError: unknown ``arch``; ``depth`` or ``groups`` below 1; ``weight_var`` not positive
-            or ``bias_var`` negative; ``pool`` without images.
+        ValueError: unknown ``arch`` or ``act``; ``depth``, ``groups`` or ``chunk`` not a whole
+            number above 0; ``weight_var`` not positive or ``bias_var`` negative; ``pool`` without
+            images.
     """
     if arch not in ARCHS:
         raise ValueError(f"arch={arch!r}: allowed are {', '.join(map(repr, ARCHS))}")
-    if depth < 1 or groups < 1 or chunk < 1:
-        raise ValueError(f"depth={depth}, groups={groups}, chunk={chunk}: allowed is 1 or more")
-    if not (weight_var > 0 and bias_var >= 0):
+    if any(v < 1 or v != int(v) for v in (depth, groups, chunk)):
         raise ValueError(
-            f"weight_var={weight_var}, bias_var={bias_var}: allowed are weight_var > 0 and "
-            "bias_var >= 0"
+            f"depth={depth}, groups={groups}, chunk={chunk}: allowed are whole numbers, 1 or more"
         )
+    if not callable(act) and act not in DUALS:
+        raise ValueError(f"act={act!r}: allowed are {', '.join(DUALS)}, or a function")
+    check_variances(weight_var, bias_var)
     if pool and arch in ("mlp", "resnet"):
         raise ValueError(f"pool=True: arch={arch!r} has no places to average over")
     layer = (weight_var, bias_var)
@@ -106,6 +108,7 @@ def mlp_kernels(
     The last layer's own tangent kernel is ``K``; both at last-layer variance one, weights of unit
     variance with their factors outside (see ``lib.models.mlp.NTKLinear``).
     """
+    check_variances(weight_var, bias_var)
     root = weight_var**0.5  # the first layer's variance goes to the inputs
     inner = (depth, act, bias_var**0.5, weight_var)
     sigma, theta = nngp_ntk(root * x1, None if x2 is None else root * x2, *inner)
@@ -120,8 +123,22 @@ def prior_variance(
     """``K(x_i, x_i)`` from Gram matrices of ``block`` inputs, so that m^2 numbers are never held.
 
     In the kernel's own precision and differentiable.
+
+    Raises:
+        ValueError: ``block`` below 1.
     """
+    if block < 1:
+        raise ValueError(f"block={block}: allowed is 1 or more")
     return torch.cat([kernel(part, part).diagonal() for part in x.split(block)])
+
+
+def check_variances(weight_var: float, bias_var: float) -> None:
+    """Refuses what no layer can have."""
+    if not (0 < weight_var < math.inf and 0 <= bias_var < math.inf):
+        raise ValueError(
+            f"weight_var={weight_var}, bias_var={bias_var}: allowed are finite numbers, "
+            "weight_var > 0 and bias_var >= 0"
+        )
 
 
 # Covariances on their way through a network.
@@ -179,6 +196,11 @@ def _conv(z: _Pairs, layer: tuple[float, float], stride: int = 1) -> _Pairs:
 
 def _vectors(x1: Tensor, x2: Tensor | None) -> _Pairs:
     x2 = x1 if x2 is None else x2
+    if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1] or x1.shape[1] == 0:
+        raise ValueError(
+            "x1 and x2 must be (p, d) and (q, d) with one d > 0, got "
+            f"{tuple(x1.shape)} and {tuple(x2.shape)}"
+        )
     d = x1.shape[1]
     return _Pairs((x1 * x1).sum(1)[:, None] / d, (x2 * x2).sum(1)[None] / d, x1 @ x2.T / d)
 

@@ -19,7 +19,7 @@ from lib.core.linalg import chol
 from lib.core.seeds import child
 from lib.models.infinite_width import ACTIVATIONS
 from lib.models.mlp import MLP, NTKLinear
-from lib.width.scale_mixtures.kernels import mlp_kernels
+from lib.width.scale_mixtures.kernels import check_variances, mlp_kernels
 from lib.width.scale_mixtures.priors import (
     Dirac,
     InverseGamma,
@@ -55,14 +55,12 @@ def sample_networks(
         chunk: networks at a time; deep ones hold ``chunk * width^2`` weights.
 
     Raises:
-        ValueError: unknown ``scale_per`` or ``act``; ``width``, ``depth`` or ``n`` below 1.
+        ValueError: unknown ``scale_per`` or ``act``; ``width``, ``depth`` or ``n`` below 1; a
+            variance that no layer can have.
     """
     if scale_per not in ("network", "unit"):
         raise ValueError(f"scale_per={scale_per!r}: allowed are 'network' and 'unit'")
-    if min(width, depth, n, chunk) < 1:
-        raise ValueError(
-            f"width={width}, depth={depth}, n={n}, chunk={chunk}: allowed is 1 or more"
-        )
+    _counts(width, depth, n, chunk)
     outputs, scales = [], []
     for start in range(0, n, chunk):
         k = min(chunk, n - start)
@@ -94,8 +92,12 @@ def last_layer_ensemble(
     change of ``v`` that fits, ``f(x) = f_0(x) + Phi(x) Phi(X)^+ (y - f_0(X))``.
 
     Raises:
-        ValueError: as many points as units or more: the features then cannot fit them.
+        ValueError: as many points as units or more, or points that occur twice: the features then
+            cannot fit them; ``X``, ``y`` and ``x`` of shapes that do not go together; ``width``,
+            ``depth`` or ``n`` below 1.
     """
+    _counts(width, depth, n, chunk)
+    _same_data(X, y, x)
     if len(X) >= width:
         raise ValueError(f"width={width}: must exceed the {len(X)} training points")
     p, both = len(X), torch.cat([X, x])
@@ -108,16 +110,34 @@ def last_layer_ensemble(
         v = torch.randn(k, width, y.shape[1], generator=gen, dtype=torch.float64)
         f0 = phi @ (s.sqrt()[:, None, None] * v)
         gram = phi[:, :p] @ phi[:, :p].mT
-        pull = torch.linalg.solve(gram, y.double() - f0[:, :p])
+        pull, info = torch.linalg.solve_ex(gram, y.double() - f0[:, :p])
+        if info.any():
+            raise ValueError("X: a network's features are singular on it; no input may occur twice")
         outputs.append(f0[:, p:] + phi[:, p:] @ (phi[:, :p].mT @ pull))
         scales.append(s)
     return torch.cat(outputs), torch.cat(scales)
+
+
+def _counts(width: int, depth: int, n: int, chunk: int) -> None:
+    if min(width, depth, n, chunk) < 1:
+        raise ValueError(
+            f"width={width}, depth={depth}, n={n}, chunk={chunk}: allowed is 1 or more"
+        )
+
+
+def _same_data(X: Tensor, y: Tensor, x: Tensor) -> None:
+    if y.ndim != 2 or len(X) != len(y) or len(X) == 0 or X.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"X, y and x have shapes {tuple(X.shape)}, {tuple(y.shape)} and {tuple(x.shape)}: "
+            "allowed are (n, d), (n, o) and (m, d) with n > 0"
+        )
 
 
 def _random_features(x, k, width, depth, act, weight_var, bias_var, gen) -> Tensor:
     """``phi``: "k points width", the last hidden layer of ``k`` random networks."""
     if act not in ACTIVATIONS:
         raise ValueError(f"act={act!r}: allowed are {', '.join(ACTIVATIONS)}")
+    check_variances(weight_var, bias_var)
     h = x.expand(k, *x.shape)
     for _ in range(depth):
         W = torch.randn(k, h.shape[-1], width, generator=gen, dtype=x.dtype)
@@ -145,7 +165,11 @@ def last_layer_trained(
     Given ``s`` they are ``N(K_* K^{-1} y, s (K_** - K_* K^{-1} K_*^T))``, the NNGP's posterior
     without noise, and ``s`` keeps its *prior*: training a network does not tell it that its scale
     was unlikely. With an inverse gamma: ``2a`` degrees of freedom, not ``2a + nC``.
+
+    Raises:
+        ValueError: ``X``, ``y`` and ``x`` of shapes that do not go together.
     """
+    _same_data(X, y, x)
     X, x, y = X.double(), x.double(), y.double()
     L, _ = chol(kernel(X, X).double())
     half = torch.linalg.solve_triangular(L, kernel(x, X).double().T, upper=False)
@@ -176,16 +200,19 @@ def ntk_trained(
     weights it does not, and the mean depends on ``s``: a mixture of Gaussians with different means.
 
     Raises:
-        ValueError: unknown ``scale_in``; kernels that are not square of one size above n.
+        ValueError: unknown ``scale_in``; kernels that are not square of one size above n; no
+            training points; ``nodes`` below 10.
     """
     if scale_in not in SCALE_IN:
         raise ValueError(f"scale_in={scale_in!r}: allowed are 'multiplier' and 'init'")
     n = len(y)
-    if K.shape != Theta_hidden.shape or K.shape[0] != K.shape[1] or len(K) <= n:
+    if K.shape != Theta_hidden.shape or K.shape[0] != K.shape[1] or not len(K) > n > 0:
         raise ValueError(
             f"K and Theta_hidden have shapes {tuple(K.shape)} and {tuple(Theta_hidden.shape)}: "
-            f"allowed are square ones of one size above n={n}, training points first"
+            f"allowed are square ones of one size above n={n} > 0, training points first"
         )
+    if nodes < 10:
+        raise ValueError(f"nodes={nodes}: allowed is 10 or more")
     K, hidden, y = K.double(), Theta_hidden.double(), y.double()
 
     def given(theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,8 +265,9 @@ class ScaledMLP(nn.Module):
             raise ValueError(f"scale_in={scale_in!r}: allowed are 'multiplier' and 'init'")
         if act not in ACTIVATIONS:
             raise ValueError(f"act={act!r}: allowed are {', '.join(ACTIVATIONS)}")
-        if not s > 0:
-            raise ValueError(f"s={s}: allowed is a number above 0")
+        if not 0 < s < math.inf:
+            raise ValueError(f"s={s}: allowed is a finite number above 0")
+        check_variances(weight_var, bias_var)
         left = iter(range(len(widths) - 2, -1, -1))  # layers that come after the one being made
 
         def linear(n_in: int, n_out: int, bias: bool) -> NTKLinear:
@@ -285,9 +313,13 @@ def train_networks(
     The loss is half the summed square. A member's step is one over the largest eigenvalue of its
     own limit kernel, because kernels grow with ``s``; the end of gradient flow does not depend on
     it. The slowest direction needs about ``largest / smallest eigenvalue`` steps.
+
+    Raises:
+        ValueError: ``members`` below 1 or ``steps`` below 0; ``X`` and ``y`` of other lengths.
     """
     if members < 1 or steps < 0:
         raise ValueError(f"members={members}, steps={steps}: allowed are members >= 1, steps >= 0")
+    _same_data(X, y, X)
     s = prior.sample(members, child(seed, "scales"))
     widths = (X.shape[1], *[width] * depth, y.shape[1])
     shape = (act, weight_var, bias_var)

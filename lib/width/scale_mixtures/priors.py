@@ -96,6 +96,8 @@ class LogNormal:
 
     def __post_init__(self):
         _positive(std=self.std)
+        if not math.isfinite(self.mean):
+            raise ValueError(f"mean={self.mean}: allowed is a finite number")
 
     def sample(self, n: int, gen: torch.Generator) -> Float[Tensor, "n"]:
         z = torch.randn(n, generator=gen, dtype=torch.float64)
@@ -193,6 +195,11 @@ def mix(
     cov: Float[Tensor, "m m"] | None = None,
 ) -> StudentT | Mixture:
     """The outputs' law if ``f | s ~ N(mean, s var)`` and ``s ~ law``: the scale integrated out."""
+    if var.shape != mean.shape[:1]:
+        raise ValueError(
+            f"var has shape {tuple(var.shape)}: allowed is one number for each of the {len(mean)} "
+            "rows of mean"
+        )
     var = var.clamp(min=0)  # rounding: a function that is known at x has -1e-17 there
     if isinstance(law, InverseGamma):
         r = law.b / law.a
@@ -248,6 +255,8 @@ class StudentT:
 
     def sample(self, n: int, gen: torch.Generator) -> Float[Tensor, "n m o"]:
         """``n`` draws, each with its own ``s``; independent over inputs given ``s`` without cov."""
+        if n < 1:
+            raise ValueError(f"n={n}: allowed is 1 or more")
         s = InverseGamma(self.dof / 2, self.dof / 2).sample(n, gen).to(self.mean)
         z = _gaussian(n, self.mean, self.var, self.cov, gen)
         return self.mean + s.sqrt()[:, None, None] * z
@@ -311,6 +320,8 @@ class Mixture:
 
     def sample(self, n: int, gen: torch.Generator) -> Float[Tensor, "n m o"]:
         """``n`` draws, each with its own ``s``; independent over inputs given ``s`` without cov."""
+        if n < 1:
+            raise ValueError(f"n={n}: allowed is 1 or more")
         w = self.log_w.exp().cpu()
         parts = torch.multinomial(w, n, replacement=True, generator=gen)
         draws = self.means.new_empty(n, *self.means.shape[1:])

@@ -45,7 +45,18 @@ def student_t_posterior(prior: InverseGamma, q: float, count: int) -> InverseGam
     Args:
         q: ``sum_c y_c^T Kt^{-1} y_c``.
         count: ``nC``, numbers observed.
+
+    Raises:
+        TypeError: another prior, which has no closed form.
+        ValueError: ``q`` or ``count`` negative or not finite.
     """
+    if not isinstance(prior, InverseGamma):
+        raise TypeError(
+            f"prior is a {type(prior).__name__}: allowed is InverseGamma; for others see "
+            "quadrature_posterior"
+        )
+    if not (0 <= q < math.inf and 0 <= count < math.inf):
+        raise ValueError(f"q={q}, count={count}: allowed are finite numbers, 0 or more")
     return InverseGamma(prior.a + count / 2, prior.b + q / 2)
 
 
@@ -59,7 +70,9 @@ def quadrature_posterior(
     falls exponentially with ``nodes``. Without a likelihood the nodes represent the prior.
 
     Raises:
-        ValueError: fewer than 10 nodes; a ``Dirac``, which has no density.
+        ValueError: fewer than 10 nodes; a ``Dirac``, which has no density; a likelihood that is
+            not finite anywhere; a law of which more than about 1e-4 lies outside
+            ``e^-150 < s < e^150``, the scales that are looked at.
     """
     if nodes < 10:
         raise ValueError(f"nodes={nodes}: allowed is 10 or more")
@@ -70,9 +83,19 @@ def quadrature_posterior(
         return value if log_likelihood is None else value + log_likelihood(s).to(value)
 
     low, high = -150.0, 150.0
-    for _ in range(6):
+    for zoom in range(6):
         t = torch.linspace(low, high, 2001, dtype=torch.float64)
         value = log_integrand(t)
+        if not value.max() < math.inf or value.max() == -math.inf:  # NaN is a maximum too
+            raise ValueError(
+                f"prior={prior}: its density times the likelihood is {value.max().item()} at most; "
+                "allowed is a finite number above 0"
+            )
+        if zoom == 0 and max(value[0], value[-1]) > value.max() - 7:
+            raise ValueError(
+                f"prior={prior}: too much of the law lies outside e^-150 < s < e^150; allowed are "
+                "laws that fit inside"
+            )
         inside = (value > value.max() - 60).nonzero()[:, 0]
         step = (high - low) / 2000
         low, high = t[inside[0]].item() - step, t[inside[-1]].item() + step
@@ -99,7 +122,7 @@ def importance_posterior(
     look at ``Scales.ess()``.
 
     Raises:
-        ValueError: fewer than one draw, or no generator.
+        ValueError: fewer than one draw, no generator, or draws none of which has a finite weight.
     """
     if draws < 1:
         raise ValueError(f"draws={draws}: allowed is 1 or more")
@@ -110,6 +133,11 @@ def importance_posterior(
     if proposal is not None:
         value = value + prior.log_density(s) - proposal.log_density(s)
     total = torch.logsumexp(value, 0)
+    if not total.isfinite():
+        raise ValueError(
+            f"log_likelihood: the log weights of the draws add up to {total.item()}; allowed is a "
+            "finite number"
+        )
     return Scales(s, value - total, total.item() - math.log(draws))
 
 
@@ -131,7 +159,7 @@ class SMNNGP:
         law: of ``s`` given the data; ``q`` and ``count`` as in ``student_t_posterior``.
 
     Raises:
-        ValueError: ``eps`` negative.
+        ValueError: ``eps`` negative or not finite.
     """
 
     def __init__(
@@ -142,8 +170,8 @@ class SMNNGP:
         noise_scales: bool = True,
         infer: Infer | None = None,
     ) -> None:
-        if not eps >= 0:
-            raise ValueError(f"eps={eps}: allowed is 0 or more")
+        if not 0 <= eps < math.inf:
+            raise ValueError(f"eps={eps}: allowed is a finite number, 0 or more")
         self.kernel, self.prior, self.eps = kernel, prior, eps
         self.noise_scales, self.infer = noise_scales, infer
 
@@ -151,13 +179,17 @@ class SMNNGP:
         """Factorize once, then infer ``s``. In float64, which Apple's device ("mps") has not.
 
         Raises:
-            ValueError: lengths differ, no data, a singular kernel without noise.
+            ValueError: lengths differ, no data, numbers that are not finite, a singular kernel
+                without noise (if the noise scales, after the jitter of ``lib.core.linalg.chol``).
         """
-        if len(X) != len(y) or len(X) == 0 or y.ndim != 2:
+        if y.ndim != 2 or len(X) != len(y) or y.numel() == 0:
             raise ValueError(
                 f"X has shape {tuple(X.shape)} and y {tuple(y.shape)}: allowed are n > 0 rows in "
                 "both, and y of shape (n, outputs)"
             )
+        for name, v in (("X", X), ("y", y)):
+            if not torch.isfinite(v).all():
+                raise ValueError(f"{name} has entries that are not finite")
         self.X, self.y = X.double(), y.double()
         self.count = self.y.numel()
         K = self.kernel(self.X, self.X).double()
@@ -169,6 +201,11 @@ class SMNNGP:
         else:
             self.eigenvalues, self.vectors = torch.linalg.eigh(K)
             self.eigenvalues = self.eigenvalues.clamp(min=0)  # rounding can leave -1e-16
+            if self.eps + self.eigenvalues[0] < 1e-14 * self.eigenvalues[-1]:
+                raise ValueError(
+                    f"eps={self.eps}: the kernel is singular on X; allowed is a noise above 0 "
+                    "where inputs occur twice"
+                )
             self.rotated = self.vectors.T @ self.y
         self.law = self._infer()
         return self

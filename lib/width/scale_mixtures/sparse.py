@@ -37,7 +37,7 @@ class SVTP(nn.Module):
 
     Raises:
         TypeError: another prior, whose divergence has no closed form.
-        ValueError: fewer than one class, or ``jitter`` negative.
+        ValueError: fewer than one class, no inducing points, or ``jitter`` negative.
     """
 
     def __init__(
@@ -51,11 +51,16 @@ class SVTP(nn.Module):
         super().__init__()
         if not isinstance(prior, (InverseGamma, Dirac)):
             raise TypeError(f"prior is a {type(prior).__name__}: allowed are InverseGamma, Dirac")
-        if classes < 1 or jitter < 0:
+        if classes < 1 or not 0 <= jitter < math.inf:
             raise ValueError(
                 f"classes={classes}, jitter={jitter}: allowed are classes >= 1, jitter >= 0"
             )
         m = len(inducing)
+        if m == 0 or not torch.isfinite(inducing).all():
+            raise ValueError(
+                f"inducing has shape {tuple(inducing.shape)}: allowed are finite numbers for one "
+                "point or more"
+            )
         self.kernel, self.prior, self.classes, self.jitter = kernel, prior, classes, jitter
         self.inducing = nn.Parameter(inducing.detach().clone())
         self.mu = nn.Parameter(inducing.new_zeros(m, classes))
@@ -98,8 +103,14 @@ class SVTP(nn.Module):
 
         Only the law at each input matters to a likelihood that is a sum over inputs, so ``s`` is
         drawn afresh for each of them, which lowers the noise. Differentiable in everything, also
-        in ``a_q`` (through the gamma draw's implicit derivative).
+        in ``a_q`` (through the gamma draw's implicit derivative). ``s`` above ``1e6 b_q`` is cut
+        to that: float32 would lose it, and it is rare unless ``a_q`` is far below one.
+
+        Raises:
+            ValueError: ``draws`` below 1.
         """
+        if draws < 1:
+            raise ValueError(f"draws={draws}: allowed is 1 or more")
         mean, var = self.marginals(x)
         z = torch.randn(draws, *mean.shape, generator=gen, dtype=mean.dtype).to(mean.device)
         if not self.learns_scale:
@@ -123,10 +134,16 @@ class SVTP(nn.Module):
         """``loss(model, (x, y))`` for ``lib.core.fitting.fit``: minus the bound, per sample.
 
         ``(-N/B sum_i E log softmax(f(x_i))_{y_i} + KL) / N`` with ``N = total`` training samples.
+
+        Raises:
+            ValueError: ``total`` or ``draws`` below 1; labels that are no classes.
         """
+        if total < 1 or draws < 1:
+            raise ValueError(f"total={total}, draws={draws}: allowed is 1 or more")
 
         def negative_bound(model: SVTP, batch: tuple[Tensor, Tensor]) -> Tensor:
             x, y = batch
+            model.check_labels(x, y)
             log_p = torch.log_softmax(model.sample(x, draws, gen), -1)
             fit = log_p.gather(-1, y.expand(draws, -1)[..., None]).mean()
             return model.kl() / total - fit
@@ -137,7 +154,9 @@ class SVTP(nn.Module):
     def predict(
         self, x: Float[Tensor, "n ..."], draws: int, gen: torch.Generator, chunk: int = 250
     ) -> Float[Tensor, "n c"]:
-        """Class probabilities: the mean over draws of the softmax."""
+        """Class probabilities: the mean over draws of the softmax, ``chunk`` inputs at a time."""
+        if chunk < 1:
+            raise ValueError(f"chunk={chunk}: allowed is 1 or more")
         parts = [torch.softmax(self.sample(p, draws, gen), -1).mean(0) for p in x.split(chunk)]
         return torch.cat(parts)
 
@@ -145,8 +164,21 @@ class SVTP(nn.Module):
         self, x: Float[Tensor, "n ..."], y: Int[Tensor, "n"], draws: int, gen: torch.Generator
     ) -> float:
         """Mean of ``-log`` of the probability given to the right class."""
+        self.check_labels(x, y)
         p = self.predict(x, draws, gen)
         return -p.gather(1, y[:, None]).log().mean().item()
+
+    def check_labels(self, x: Float[Tensor, "n ..."], y: Int[Tensor, "n"]) -> None:
+        """Refuses labels that are no classes, or not one for each input."""
+        if y.shape != x.shape[:1] or len(y) == 0:
+            raise ValueError(
+                f"y has shape {tuple(y.shape)}: allowed is ({len(x)},), one label each"
+            )
+        if y.min() < 0 or y.max() >= self.classes:
+            raise ValueError(
+                f"y has labels {y.min().item()} to {y.max().item()}: allowed are 0 to "
+                f"{self.classes - 1}"
+            )
 
 
 class ScaledKernel(nn.Module):
@@ -154,8 +186,8 @@ class ScaledKernel(nn.Module):
 
     def __init__(self, kernel: Kernel, scale: float = 1.0) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale={scale}: allowed is a number above 0")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale={scale}: allowed is a finite number above 0")
         self.kernel, self.log_scale = kernel, nn.Parameter(torch.tensor(math.log(scale)))
 
     def forward(

@@ -33,6 +33,7 @@ memory that this takes. Fully connected networks of ``depth`` layers are the tre
 # No `from __future__ import annotations`: custom_op reads the annotations as objects.
 import contextlib
 import math
+import operator
 from collections.abc import Sequence
 from typing import no_type_check
 
@@ -73,11 +74,7 @@ def tree_ntk(
     """
     if which not in ("both", "nngp", "ntk"):
         raise ValueError(f"which={which!r}: allowed are 'both', 'nngp' and 'ntk'")
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.shape[1] == 0:
-        raise ValueError(
-            f"x and y must be (p, d) and (q, d) with one d > 0, got {tuple(x.shape)} and "
-            f"{tuple(y.shape)}"
-        )
+    _check_shapes(x, y)
     sizes = check_filters(filter_sizes, x.shape[1])
     check_dtype("x", x, _DTYPES)
     if x.dtype != y.dtype:
@@ -91,9 +88,22 @@ def tree_ntk(
     return (None if which == "ntk" else sigma), (None if which == "nngp" else theta)
 
 
+def _check_shapes(x: Tensor, y: Tensor) -> None:
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.shape[1] == 0:
+        raise ValueError(
+            f"x and y must be (p, d) and (q, d) with one d > 0, got {tuple(x.shape)} and "
+            f"{tuple(y.shape)}"
+        )
+
+
 def check_filters(filter_sizes: Sequence[int], d: int | None = None) -> tuple[int, ...]:
     """The filter sizes as a tuple, or the error that says what is wrong with them."""
-    sizes = tuple(int(s) for s in filter_sizes)
+    try:
+        sizes = tuple(operator.index(s) for s in filter_sizes)
+    except TypeError:  # not a sequence, or not of whole numbers
+        raise TypeError(
+            f"filter_sizes={filter_sizes!r}: allowed is a sequence of whole numbers, as (2, 2)"
+        ) from None
     if not sizes or min(sizes) < 1:
         raise ValueError(f"filter_sizes={sizes}: allowed are one or more numbers, each >= 1")
     if d is not None and d % math.prod(sizes):
@@ -111,12 +121,22 @@ def tree_recursion(
     m: Float[Tensor, "leaves *shape"], filter_sizes: Sequence[int]
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """``(Sigma, Theta)`` at the root, from ``m = 1 - c`` at the leaves."""
+    _check_leaves(m, filter_sizes)
     theta = 1 - m
     for siblings in (*filter_sizes[1:], None):
         m, theta = relu_layer(m, theta)
         siblings = siblings or len(m)  # the last mean takes all that are left
         m, theta = _mean(m, siblings), _mean(theta, siblings)
     return 1 - m[0], theta[0]
+
+
+def _check_leaves(m: Tensor, filter_sizes: Sequence[int]) -> None:
+    above = math.prod(check_filters(filter_sizes)[1:])
+    if m.ndim == 0 or len(m) == 0 or len(m) % above:
+        raise ValueError(
+            f"m of shape {tuple(m.shape)}: its first axis is the leaves, and allowed for "
+            f"filter_sizes={tuple(filter_sizes)} are multiples of {above}"
+        )
 
 
 def _mean(z: Float[Tensor, "nodes *shape"], siblings: int) -> Float[Tensor, "parents *shape"]:
@@ -146,6 +166,7 @@ def tree_ntk_reference(
     x: Float[Tensor, "p d"], y: Float[Tensor, "q d"], filter_sizes: Sequence[int]
 ) -> tuple[Float[Tensor, "p q"], Float[Tensor, "p q"]]:
     """Both kernels in plain PyTorch; autograd differentiates it."""
+    _check_shapes(x, y)
     sizes = check_filters(filter_sizes, x.shape[1])
     return _reference(unit_patches(x, sizes[0], "x"), unit_patches(y, sizes[0], "y"), sizes)
 
@@ -178,7 +199,10 @@ def unit_patches(x: Float[Tensor, "p d"], patch: int, name: str = "x") -> Float[
     norm = patches.norm(dim=-1, keepdim=True)
     if (norm == 0).any():
         row, position = (norm[..., 0] == 0).nonzero()[0].tolist()
-        raise ValueError(f"{name}: patch {position} of row {row} is zero and has no direction")
+        raise ValueError(
+            f"{name}: patch {position} of row {row} is zero and has no direction, or its norm "
+            f"is, in {norm.dtype}: scale it up"
+        )
     return (patches / norm).flatten(1)
 
 
@@ -249,6 +273,9 @@ if triton is not None:
     # no_type_check: a kernel must reach the compiler as it is written, also where tests wrap
     # every function in a type checker.
     _PI = tl.constexpr(math.pi)
+    # Plain minimum and maximum return the other number where one is NaN: an input that is NaN
+    # would pass for one that coincides.
+    _NAN = tl.constexpr(tl.PropagateNan.ALL)
 
     @triton.jit
     @no_type_check
@@ -259,7 +286,7 @@ if triton is not None:
         half = _atan(small / large)
         angle = 2.0 * tl.where(sin > cos, 0.5 * _PI - half, half)
         m = m - (2.0 * sin * cos - angle * (1.0 - m)) / _PI
-        m = tl.maximum(m, 0.0)
+        m = tl.maximum(m, 0.0, propagate_nan=_NAN)
         return m, (1.0 - angle / _PI) * t + (1.0 - m)
 
     @triton.jit
@@ -297,7 +324,8 @@ if triton is not None:
                 # "ieee": TF32 keeps 10 bits, and the angle of close patches needs them all.
                 m = tl.dot(u, v, m, input_precision="ieee", out_dtype=ACC)
             m = 1.0 - m
-        return tl.minimum(tl.maximum(m, 0.0), 2.0)
+        m = tl.maximum(m, 0.0, propagate_nan=_NAN)
+        return tl.minimum(m, 2.0, propagate_nan=_NAN)
 
     @triton.jit
     @no_type_check

@@ -25,6 +25,7 @@ depth ``L + 1`` counts the readout too.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -84,15 +85,18 @@ def hierarchical_ntk(
         chunk: rows at a time on the CPU, for memory; the default keeps a block in cache.
 
     Raises:
-        ValueError: shapes or filters that do not fit, unknown ``kind``, patches that are not of
-            norm 1 although ``normalize=False``, ``chunk`` below 1.
+        ValueError: shapes or filters that do not fit, unknown ``kind``, a patch of zeros, patches
+            that are not of norm 1 although ``normalize=False``, ``chunk`` below 1.
+        TypeError: integer inputs, filters or a chunk that are not whole numbers.
     """
     if kind not in NU:
         raise ValueError(f"kind={kind!r}: allowed are 'ntk' and 'nngp'")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}: allowed is 1 or more, or None")
+    if chunk is not None:
+        _check_whole("chunk", chunk, 1, other=" or None")
     same = y is None or y is x
     y = x if same else y
+    if x.ndim != 2 or y.ndim != 2:
+        raise ValueError(f"x {tuple(x.shape)}, y {tuple(y.shape)}: allowed are (p, d) and (q, d)")
     sizes = check_filters(filter_sizes, x.shape[-1])
     if not normalize:
         for name, z in (("x", x), ("y", y)):
@@ -115,12 +119,23 @@ def hierarchical_ntk(
 
 
 def _check_norms(name: str, x: Tensor, patch: int) -> None:
-    norms = x.unflatten(-1, (-1, patch)).norm(dim=-1)
-    if (norms - 1).abs().max() > 1e-3:
+    norms = x.double().unflatten(-1, (-1, patch)).norm(dim=-1)
+    if ((norms - 1).abs() > 1e-3).any():
         raise ValueError(
             f"{name} has patches of norm {norms.min():.3g} to {norms.max():.3g}, and "
             "normalize=False allows norm 1 only"
         )
+
+
+def _check_whole(name: str, value: int, least: int | None = None, other: str = "") -> int:
+    """The number as an int, or the error that names it."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: allowed are whole numbers{other}") from None
+    if least is not None and whole < least:
+        raise ValueError(f"{name}={value}: allowed is {least} or more{other and ',' + other}")
+    return whole
 
 
 def fc_ntk(
@@ -130,8 +145,9 @@ def fc_ntk(
     kind: str = "ntk",
 ) -> Float[Tensor, "p q"]:
     """The same for a fully connected network of ``depth`` ReLU layers: a tree with one patch."""
-    if depth < 1:
-        raise ValueError(f"depth={depth}: allowed is 1 or more")
+    depth = _check_whole("depth", depth, 1)
+    if x.ndim != 2:
+        raise ValueError(f"x {tuple(x.shape)}: allowed is (p, d)")
     return hierarchical_ntk(x, y, (x.shape[-1],) + (1,) * (depth - 1), kind)
 
 
@@ -140,7 +156,7 @@ def power_ntk(K: Float[Tensor, "p q"], q: int) -> Float[Tensor, "p q"]:
 
     A product can join patches that no node of the tree joins.
     """
-    if q < 1 or q != int(q):
+    if not (math.isfinite(q) and q >= 1 and q == int(q)):
         raise ValueError(f"q={q}: allowed are 1, 2, 3, ...")
     return K ** int(q)
 
@@ -152,6 +168,7 @@ def d_eff(level: int, filter_sizes: Sequence[int]) -> int:
     """Dimensions of a node of ``level``: ``(s_1 - 1) s_2 ... s_level``; a first patch of norm 1
     has ``s_1 - 1``."""
     sizes = check_filters(filter_sizes)
+    level = _check_whole("level", level)
     if not 1 <= level <= len(sizes):
         raise ValueError(f"level={level}: allowed is 1 to {len(sizes)}, the number of filters")
     return (sizes[0] - 1) * math.prod(sizes[1:level])
@@ -172,13 +189,14 @@ def predicted_exponent(
     A smoother target gains nothing beyond ``2 (2 nu + d_l)``: errors in the learned modes rule.
 
     Args:
-        level: the target's; above the student's depth the student has no modes for it: 0.
+        level: the target's; above the student's depth the student lacks the modes across its nodes,
+            the error stops at their variance, and the exponent is 0.
         nu: the student's smoothness, 1/2 for the tangent kernel, 3/2 for the NNGP.
         teacher_nu: the target's; the same where ``None``.
     """
     teacher_nu = nu if teacher_nu is None else teacher_nu
-    if nu <= 0 or teacher_nu <= 0:
-        raise ValueError(f"nu={nu}, teacher_nu={teacher_nu}: allowed are numbers above 0")
+    if not (0 < nu < math.inf and 0 < teacher_nu < math.inf):
+        raise ValueError(f"nu={nu}, teacher_nu={teacher_nu}: allowed are finite numbers above 0")
     sizes = check_filters(filter_sizes)
     if level > len(sizes):
         return 0.0
@@ -213,6 +231,8 @@ def sample_patches(
     ``"sphere"``: uniform on the sphere of norm 1; ``"cube"``: entries uniform in [0, 1], which are
     not normalized.
     """
+    _check_whole("n", n, 0)
+    _check_whole("d", d, 1)
     check_filters((patch,), d)
     if kind == "cube":
         return torch.rand(n, d, generator=gen, dtype=torch.float64)
@@ -226,6 +246,7 @@ def gaussian_field(
     K: Float[Tensor, "n n"], n_out: int, gen: torch.Generator, jitter: float = 1e-9
 ) -> Float[Tensor, "n n_out"]:
     """Random targets: ``n_out`` draws from ``N(0, K)`` at the points of K, by Cholesky."""
+    _check_whole("n_out", n_out, 1)
     L, _ = chol(K, jitter)
     return L @ torch.randn(len(K), n_out, generator=gen, dtype=torch.float64).to(L.device)
 
@@ -253,18 +274,26 @@ def learning_curve(
         One row for each P: ``samples`` and ``error``.
 
     Raises:
-        ValueError: shapes that differ, no test points, ``outputs`` without ``gen``.
+        ValueError: shapes that differ or are not square, fewer than two test points, entries that
+            are not finite, ``outputs`` without ``gen``.
     """
+    sizes = [_check_whole("sizes", P, 1) for P in sizes]
     n, last = len(teacher), max(sizes, default=0)
-    if teacher.shape != student.shape or min(sizes, default=0) < 1 or last >= n:
+    if teacher.shape != (n, n) or student.shape != (n, n) or not sizes or last > n - 2:
         raise ValueError(
-            f"teacher {tuple(teacher.shape)}, student {tuple(student.shape)}, sizes {list(sizes)}: "
-            "allowed are two Gram matrices of one shape with more points than the largest size"
+            f"teacher {tuple(teacher.shape)}, student {tuple(student.shape)}, sizes {sizes}: "
+            "allowed are one or more sizes and two square Gram matrices of one shape, with at "
+            "least two more points than the largest size"
         )
-    if ridge < 0:
-        raise ValueError(f"ridge={ridge}: allowed is 0 or more")
-    if outputs is not None and gen is None:
-        raise ValueError("gen: drawing outputs needs a generator")
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"ridge={ridge}: allowed is a finite number, 0 or more")
+    for name, K in (("teacher", teacher), ("student", student)):
+        if not torch.isfinite(K).all():
+            raise ValueError(f"{name} has entries that are not finite")
+    if outputs is not None:
+        _check_whole("outputs", outputs, 1, other=" or None")
+        if gen is None:
+            raise ValueError("gen: drawing outputs needs a generator")
     student, teacher = student.double(), teacher.double()
     shifted = student[:last, :last] + ridge * torch.eye(last, dtype=torch.float64).to(student)
     L, _ = chol(shifted, 1e-10 if ridge == 0 else 0.0)
@@ -301,13 +330,23 @@ def after_steps(
     ``K_test K^{-1} (1 - (1 - lr K)^steps) residual``, the closed form for a constant kernel.
 
     Raises:
-        ValueError: ``lr`` is above 2 over the largest eigenvalue, where the steps diverge.
+        ValueError: shapes that do not fit; ``lr`` is not above 0, or is above 2 over the largest
+            eigenvalue, where the steps diverge; ``steps`` below 0.
     """
+    n = len(K)
+    if n == 0 or K.shape != (n, n) or K_test.shape[1:] != (n,) or len(residual) != n:
+        raise ValueError(
+            f"K {tuple(K.shape)}, K_test {tuple(K_test.shape)}, residual {tuple(residual.shape)}: "
+            "allowed are (n, n), (m, n) and (n, o), n > 0"
+        )
+    steps = _check_whole("steps", steps, 0)
     values, vectors = torch.linalg.eigh(K.double())
-    if lr * values[-1] >= 2:
-        raise ValueError(f"lr={lr:.3g}: allowed is below {2 / values[-1]:.3g}, or steps diverge")
+    if not lr > 0 or lr * values[-1] >= 2:
+        raise ValueError(
+            f"lr={lr:.3g}: allowed is above 0 and below {2 / values[-1]:.3g}, or steps diverge"
+        )
     # An eigenvalue that is zero up to rounding would be divided by itself: its limit is lr steps.
-    safe = values.clamp_min(1e-14 * values[-1])
+    safe = values.clamp_min(max(1e-14 * values[-1].item(), torch.finfo(torch.float64).tiny))
     small = -torch.expm1(steps * torch.log1p(-(lr * safe).clamp_max(0.5)))
     done = torch.where(lr * safe < 0.5, small, 1 - (1 - lr * safe) ** steps) / safe
     return K_test.double() @ ((vectors * done) @ (vectors.T @ residual.double()))
@@ -341,7 +380,7 @@ def sector_spectrum(
 
     Raises:
         ValueError: ``s_1`` is not 2, ``grid`` is odd or too small for ``kmax`` or too large for
-            memory.
+            memory, ``kmax`` below 0, ``outside`` below 1.
     """
     sizes = check_filters(filter_sizes)
     if kind not in NU:
@@ -349,7 +388,9 @@ def sector_spectrum(
     if sizes[0] != 2:
         raise ValueError(f"filter_sizes={sizes}: a patch is one angle only where s_1 is 2")
     inside = d_eff(level, sizes)
-    if grid % 2 or not 0 <= kmax <= grid // 2:
+    kmax, grid = _check_whole("kmax", kmax, 0), _check_whole("grid", grid, 2)
+    outside = _check_whole("outside", outside, 1)
+    if grid % 2 or kmax > grid // 2:
         raise ValueError(f"grid={grid}: allowed is an even number of at least 2 kmax = {2 * kmax}")
     half = grid // 2 + 1
     if half**inside > 10_000_000:
@@ -422,9 +463,10 @@ class HierarchicalCNN(nn.Module):
         gen: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        _check_whole("d", d, 1)
         self.sizes = check_filters(filter_sizes, d)
-        if width < 1 or outputs < 1:
-            raise ValueError(f"width={width}, outputs={outputs}: allowed are 1 or more")
+        _check_whole("width", width, 1)
+        _check_whole("outputs", outputs, 1)
         if readout not in ("flatten", "pool"):
             raise ValueError(f"readout={readout!r}: allowed are 'flatten' and 'pool'")
         if parametrization not in ("ntk", "mup"):
@@ -443,6 +485,11 @@ class HierarchicalCNN(nn.Module):
 
     def features(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b features"]:
         """What the readout sees, scaled so that its inner products are the network's kernel."""
+        if x.ndim != 2 or x.shape[1] != self.d or x.dtype != self.readout_weight.dtype:
+            raise ValueError(
+                f"x {tuple(x.shape)} of {x.dtype}: allowed is (b, {self.d}) of "
+                f"{self.readout_weight.dtype}"
+            )
         z = x.unflatten(1, (-1, 1))  # batch, positions, channels
         for level, (s, W) in enumerate(zip(self.sizes, self.filters)):
             patches = z.unflatten(1, (-1, s)).flatten(2)  # children side by side
@@ -456,12 +503,22 @@ class HierarchicalCNN(nn.Module):
         return z / math.sqrt(z.shape[1])
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b outputs"]:
+        """The function ``f``, one column an output."""
         return self.features(x) @ self.readout_weight.T / math.sqrt(self.lr_scale)
 
 
 def fitted_slope(curve: pd.DataFrame, first: int = 0) -> float:
-    """Least-squares slope of log error against log samples, from ``first`` samples on, negated."""
+    """Least-squares slope of log error against log samples, from ``first`` samples on, negated.
+
+    ``curve`` has the columns ``samples`` and ``error``, as :func:`learning_curve` returns them.
+    """
+    if not {"samples", "error"} <= set(curve.columns):
+        raise ValueError(f"curve has {list(curve.columns)}: needed are 'samples' and 'error'")
     part = curve[curve.samples >= first]
-    if len(part) < 2:
-        raise ValueError(f"first={first}: {len(part)} points are left, and a slope needs two")
+    if part.samples.nunique() < 2:
+        raise ValueError(
+            f"first={first}: {part.samples.nunique()} points are left, and a slope needs two"
+        )
+    if not (part.error > 0).all():
+        raise ValueError(f"curve: errors {part.error.tolist()}; allowed are numbers above 0")
     return -float(np.polyfit(np.log(part.samples), np.log(part.error), 1)[0])

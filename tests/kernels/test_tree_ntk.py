@@ -6,7 +6,7 @@ import torch
 import lib.kernels.tree_ntk as op
 from lib.kernels.dispatch import interpreting
 from lib.kernels.nngp_ntk import nngp_ntk
-from lib.kernels.tree_ntk import tree_ntk, tree_ntk_reference
+from lib.kernels.tree_ntk import tree_ntk, tree_ntk_reference, tree_recursion
 from tests.helpers import assert_close, raises
 from tests.kernels.aot import compile_for
 
@@ -123,6 +123,13 @@ def test_errors():
     y[2, 6:] = 0
     with raises(ValueError, match="y: patch 3 of row 2 is zero"):
         tree_ntk(x, y, (2,))
+    for sizes in (2, (2.5, 2), "22"):
+        with raises(TypeError, match="filter_sizes=.*sequence of whole numbers"):
+            tree_ntk(x, x, sizes)
+    with raises(ValueError, match=r"m of shape \(4, 3\).*multiples of 3"):
+        tree_recursion(torch.rand(4, 3), (2, 3))
+    with raises(ValueError, match=r"one d > 0, got \(3, 8\) and \(3, 4\)"):
+        tree_ntk_reference(x, x[:, :4], (2,))
     with raises(TypeError, match="one dtype"):
         tree_ntk(x, y.float(), (2,))
     with raises(TypeError, match="x: dtype int64"):
@@ -173,6 +180,15 @@ def test_strides_and_empty(device):
     for g, e in zip(tree_ntk(x, y, (2, 2), backend="triton"), exact):
         assert_close(g, e, 1e-6)
     assert tree_ntk(x[:0], y, (2, 2), backend="triton")[1].shape == (0, 8)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("d, sizes", [(4, (2, 2)), (20, (20,))])  # by distance, by product
+def test_nan_stays_nan(d, sizes, device):
+    x, y = inputs(3, 4, d, torch.float32, device)
+    x[1, 1] = float("nan")
+    for k in tree_ntk(x, y, sizes, backend="triton"):
+        assert torch.isnan(k[1]).all() and torch.isfinite(k[[0, 2]]).all()
 
 
 @pytest.mark.triton
@@ -238,3 +254,5 @@ def test_compiles(depth, chord, dtype, arch):
     ptx = compiled.asm["ptx"]
     assert "tf32" not in ptx
     assert ".local" not in ptx and "call.uni" not in ptx, "the levels must be inlined"
+    if dtype == "fp32":  # the interpreter keeps NaN either way, so it cannot tell
+        assert "max.NaN.f32" in ptx and "min.NaN.f32" in ptx

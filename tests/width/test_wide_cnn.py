@@ -271,8 +271,19 @@ def test_errors():
         (lambda: hierarchical_ntk(x, None, (2, 3)), "must divide the input dimension d=8"),
         (lambda: hierarchical_ntk(x, kind="rfk"), "kind='rfk'.*'nngp'"),
         (lambda: hierarchical_ntk(x, chunk=0), "chunk=0"),
+        (lambda: hierarchical_ntk(x[0]), r"x \(8,\), y \(8,\): allowed are"),
+        (lambda: hierarchical_ntk(3 * x, normalize=False), "x has patches of norm 3"),
         (lambda: fc_ntk(x, depth=0), "depth=0"),
         (lambda: power_ntk(x, 0), "q=0"),
+        (lambda: power_ntk(x, float("inf")), "q=inf"),
+        (lambda: sample_patches(-1, 8, 2, child(0)), "n=-1"),
+        (lambda: gaussian_field(x @ x.T, 0, child(0)), "n_out=0"),
+        (lambda: learning_curve(x @ x.T, x @ x.T, (3,)), "at least two more points"),
+        (lambda: learning_curve(x @ x.T, x @ x.T / 0, (2,)), "student has entries"),
+        (lambda: wide_cnn.after_steps(x @ x.T, x @ x.T, x, -0.1, 2), "lr=-0.1: allowed is above"),
+        (lambda: wide_cnn.after_steps(x @ x.T, x @ x.T, x[:2], 0.1, 2), r"residual \(2, 8\)"),
+        (lambda: sector_spectrum((2, 2), 1, 3, outside=0), "outside=0"),
+        (lambda: HierarchicalCNN(8, (2,), 4)(x[:, :4].float()), r"allowed is \(b, 8\)"),
         (lambda: d_eff(3, (2, 2)), "level=3: allowed is 1 to 2"),
         (lambda: predicted_exponent(1, (2,), nu=0.0), "nu=0.0"),
         (lambda: predicted_exponent(1, (1, 2)), "patch of one pixel"),
@@ -281,7 +292,10 @@ def test_errors():
         (lambda: learning_curve(x @ x.T, x @ x.T, (4,)), "more points than the largest size"),
         (lambda: learning_curve(x @ x.T, x @ x.T, (2,), -1.0), "ridge=-1.0"),
         (lambda: learning_curve(x @ x.T, x @ x.T, (2,), 0.0, 3), "gen: drawing outputs"),
-        (lambda: wide_cnn.after_steps(x @ x.T, x @ x.T, x, 9.0, 2), "lr=9: allowed is below"),
+        (
+            lambda: wide_cnn.after_steps(x @ x.T, x @ x.T, x, 9.0, 2),
+            "lr=9: allowed is above 0 and below",
+        ),
         (lambda: sector_spectrum((3, 2), 1, 4), "only where s_1 is 2"),
         (lambda: sector_spectrum((2,), 1, 40, grid=63), "grid=63"),
         (lambda: sector_spectrum((2, 2, 2), 3, 4, grid=256), "too many"),
@@ -293,3 +307,18 @@ def test_errors():
     ):
         with raises(ValueError, match=message):
             call()
+    for call, message in (
+        (lambda: hierarchical_ntk(x, chunk=2.5), "chunk=2.5: allowed are whole numbers or None"),
+        (lambda: d_eff(1.5, (2, 2)), "level=1.5"),
+        (lambda: wide_cnn.after_steps(x @ x.T, x @ x.T, x, 0.1, 2.5), "steps=2.5"),
+    ):
+        with raises(TypeError, match=message):
+            call()
+
+
+def test_no_steps_and_a_kernel_of_zeros():
+    x = points(4)
+    K = x @ x.T
+    assert (wide_cnn.after_steps(K, K, x, 0.1, 0) == 0).all()
+    assert (wide_cnn.after_steps(0 * K, 0 * K, x, 0.1, 3) == 0).all()
+    assert hierarchical_ntk(x[:0], normalize=False).shape == (0, 0)

@@ -28,13 +28,13 @@ import math
 import operator
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lib.core.linalg import chol
+from lib.core.stats import loglog_slope
 from lib.kernels.tree_ntk import check_filters, tree_ntk, tree_recursion
 
 __all__ = [
@@ -521,4 +521,4 @@ def fitted_slope(curve: pd.DataFrame, first: int = 0) -> float:
         )
     if not (part.error > 0).all():
         raise ValueError(f"curve: errors {part.error.tolist()}; allowed are numbers above 0")
-    return -float(np.polyfit(np.log(part.samples), np.log(part.error), 1)[0])
+    return -loglog_slope(part.samples, part.error).slope

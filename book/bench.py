@@ -2,7 +2,8 @@
 
 Each script in `tests/benchmarks/` defines `main() -> list[dict]`. A row has `name` (the work),
 `peer` (what it is compared with), `ratio` (the peer's time over ours: above 1 we are faster) and
-whatever else the script measured, such as the milliseconds of both, taken in the same run.
+whatever else the script measured, such as `memory_ratio` (the peer's peak memory over ours) and the
+seconds of both, taken in the same run.
 Writes `_build/bench.json`.
 
 examples:
@@ -104,5 +105,5 @@ def _text(value: Any, column: str) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.2f}x" if column == "ratio" else f"{value:.4g}"
+        return f"{value:.2f}x" if column.endswith("ratio") else f"{value:.4g}"
     return str(value)

@@ -6,9 +6,11 @@ import urllib.error
 import urllib.request
 
 import pytest
+import torch
 
 from book import run, serve
 from book.__main__ import main
+from tests.benchmarks._timing import compare, resident_bytes
 from tests.book.fixtures.tree import Tree
 
 
@@ -160,3 +162,21 @@ def test_bench_prints_ratios_and_reports_what_fails(tree, capfd):
     stored = json.loads((tree.root / "_build/bench.json").read_text())
     assert stored == {"good": [row]}
     assert "did you mean 'good'?" in refused(capfd, tree, "bench", "goo")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts resident memory")
+def test_benchmarks_weigh_what_a_run_makes_resident():
+    mib = 2**18  # floats
+    assert resident_bytes(lambda: None) < 2**20
+    assert 15 < resident_bytes(lambda: torch.ones(16 * mib)) / 2**20 < 18
+    # What is freed on the way does not add up.
+    worst = resident_bytes(lambda: [float(torch.ones(16 * mib).sum()) for _ in range(4)])
+    assert 15 < worst / 2**20 < 18
+    row = compare(
+        "exp",
+        "two copies",
+        lambda: torch.ones(8 * mib).exp_(),
+        lambda: torch.ones(8 * mib).exp(),
+        repeats=1,
+    )
+    assert 1.8 < row["memory_ratio"] < 2.2 and 7 < row["mib"] < 10

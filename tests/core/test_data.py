@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.core.data import digits, load, table
+from lib.core.data import digits, load, patches, photographs, table
 from lib.core.data.real import SOURCES, DataError, Source, fetch
 from tests.helpers import raises
 
@@ -180,6 +180,27 @@ def test_table_errors():
     for test in (0.0, 1.0, 0.999):
         with raises(ValueError, match=f"test={test}"):
             table("iris", 0, test=test)
+
+
+def test_photographs_and_their_patches(gen):
+    images = photographs()
+    assert [tuple(image.shape) for image in images] == [(3, 427, 640)] * 2
+    assert all(image.min() >= 0 and 0.9 < image.max() <= 1 for image in images)
+    images[0].zero_()
+    assert photographs()[0].any()  # a copy
+    # Pixels that know where they are: every patch is a window, and all places are drawn.
+    rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(9.0), indexing="ij")
+    grid = torch.stack([rows, columns])
+    found = patches([grid, grid + 100], 4, 2000, gen)
+    assert found.shape == (2000, 2, 4, 4)
+    steps = found - found[:, :, :1, :1]
+    assert (steps == grid[:, :4, :4]).all()
+    corners = found[:, :, 0, 0].unique(dim=0, return_counts=True)[1]
+    assert len(corners) == 2 * 3 * 6 and corners.min() > 25  # expected 56, standard deviation 7.3
+    with raises(ValueError, match="size=7"):
+        patches([grid], 7, 1, gen)
+    with raises(ValueError, match="size=4"):
+        patches([], 4, 1, gen)
 
 
 class Server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -91,6 +92,35 @@ TABLES = {
 }
 
 
+def photographs() -> list[Float[Tensor, "3 h w"]]:
+    """Two color photographs, 427 x 640, values in [0, 1]: a temple and a flower (scikit-learn's).
+
+    Reading them needs Pillow.
+    """
+    return [image.clone() for image in _photographs()]
+
+
+def patches(
+    images: Sequence[Float[Tensor, "c _ _"]], size: int, n: int, gen: torch.Generator
+) -> Float[Tensor, "n c size size"]:
+    """``n`` square windows at random places of random images, all places alike.
+
+    Raises:
+        ValueError: no images, a side below 1, or larger than an image.
+    """
+    sides = [tuple(image.shape[-2:]) for image in images]
+    if not images or size < 1 or any(size > min(side) for side in sides):
+        raise ValueError(f"size={size} with images of {sides}: allowed is 1 to the smallest side")
+    places = torch.tensor([(h - size + 1) * (w - size + 1) for h, w in sides]).double()
+    which = torch.multinomial(places, n, replacement=True, generator=gen)
+    u, v = torch.rand(2, n, generator=gen, device=gen.device).tolist()
+    out = []
+    for i, a, b in zip(which.tolist(), u, v):
+        top, left = (int(t * (side - size + 1)) for t, side in zip((a, b), sides[i]))
+        out.append(images[i][:, top : top + size, left : left + size])
+    return torch.stack(out)
+
+
 def _standardized(values: Tensor, reference: Tensor) -> Tensor:
     mean, std = reference.mean(0), reference.std(0, correction=0)
     return ((values - mean) / torch.where(std > 0, std, torch.inf)).float()
@@ -103,6 +133,19 @@ def _table(name: str) -> tuple[Tensor, Tensor]:
     raw = getattr(sklearn.datasets, TABLES[name])()
     dtype = torch.float64 if name == "diabetes" else torch.int64
     return torch.tensor(raw.data, dtype=torch.float64), torch.tensor(raw.target, dtype=dtype)
+
+
+@functools.cache
+def _photographs() -> list[Tensor]:
+    try:
+        from sklearn.datasets import load_sample_images
+
+        raw = load_sample_images().images
+    except ImportError as error:
+        raise ImportError(
+            "photographs() reads JPEG files with Pillow: pip install pillow"
+        ) from error
+    return [torch.tensor(image, dtype=torch.float32).permute(2, 0, 1) / 255 for image in raw]
 
 
 @functools.cache

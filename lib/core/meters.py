@@ -1,4 +1,4 @@
-"""What a computation costs: seconds, bytes, FLOPs, calls.
+"""What a computation costs: seconds, bytes, FLOPs, calls, waiting.
 
 Each meter takes a function without arguments and runs it, except :func:`stopwatch` and
 :func:`count_calls`, which are contexts. Memory comes in three kinds. :func:`saved_bytes` is what
@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -179,6 +179,101 @@ class count_ops(TorchDispatchMode):
         if name not in self.VIEWS:
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))
+
+
+PRODUCTS = frozenset(
+    "mm addmm bmm baddbmm addbmm mv addmv dot vdot convolution convolution_overrideable "
+    "convolution_backward _scaled_dot_product_flash_attention_for_cpu".split()
+)
+
+
+def waiting(
+    fn: Callable[[], object], groups: Mapping[str, nn.Module | Iterable[Tensor]]
+) -> dict[str, int]:
+    """How many products stand in line before each group of parameters has its update.
+
+    The length of the longest chain of matrix products and convolutions, each waiting for the one
+    before, from the start of ``fn`` to the values that the group holds when ``fn`` has ended. It is
+    the time of a training step on a machine that does everything at once that can be done at once,
+    in units of a product; element-wise work is free. A layer trained by back-propagation through
+    ``L`` layers waits for all of them, up and down; a layer that needs nobody waits for its own
+    products alone.
+
+    Args:
+        fn: one training step, which changes the parameters in place, as optimizers do.
+        groups: a module, or tensors, by name.
+
+    Raises:
+        ValueError: a group that holds no tensors, or whose tensors ``fn`` leaves alone.
+    """
+    members = {
+        name: list(group.parameters() if isinstance(group, nn.Module) else group)
+        for name, group in groups.items()
+    }
+    with _Chains() as chains:
+        fn()
+    out = {}
+    for name, tensors in members.items():
+        if not any(chains.reached(t) for t in tensors):
+            what = "holds no tensors" if not tensors else "is not changed in place by fn"
+            raise ValueError(f"groups: {name!r} {what}")
+        out[name] = max(chains.length(t) for t in tensors)
+    return out
+
+
+class _Chains(TorchDispatchMode):
+    """Longest chain of products behind every storage; an operation on lists goes item by item."""
+
+    def __init__(self):
+        super().__init__()
+        self.lengths: dict[int, int] = {}
+        self.written: set[int] = set()
+        # Held, so that no address is used twice.
+        self.storages: list[torch.UntypedStorage] = []
+
+    def reached(self, t: Tensor) -> bool:
+        return t.untyped_storage()._cdata in self.written
+
+    def length(self, t: Tensor) -> int:
+        return self.lengths.get(t.untyped_storage()._cdata, 0)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[1]
+        out = func(*args, **kwargs)
+        changed = [
+            value
+            for argument, value in self._bound(func, args, kwargs)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        self.written |= {t.untyped_storage()._cdata for t in _tensors(changed)}
+        if name.startswith("_foreach_"):
+            lists = [a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))]
+            rest = [a for a in (*args, *kwargs.values()) if not isinstance(a, (list, tuple))]
+            results = changed[0] if changed else out
+            for i, target in enumerate(results):
+                self._set([target], [[each[i] for each in lists], rest], 0)
+        else:
+            self._set([out, changed], [args, kwargs], int(name.rstrip("_") in PRODUCTS))
+        return out
+
+    def _set(self, targets, sources, cost: int) -> None:
+        length = max((self.length(t) for t in _tensors(sources)), default=0) + cost
+        for t in _tensors(targets):
+            storage = t.untyped_storage()
+            if storage._cdata not in self.lengths:
+                self.storages.append(storage)
+            self.lengths[storage._cdata] = length
+
+    @staticmethod
+    def _bound(func, args, kwargs):
+        arguments = func._schema.arguments
+        yield from zip(arguments, args)
+        yield from ((a, kwargs[a.name]) for a in arguments if a.name in kwargs)
+
+
+def _tensors(tree) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
 
 
 @dataclass

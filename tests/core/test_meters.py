@@ -14,7 +14,9 @@ from lib.core.meters import (
     saved_bytes,
     state_bytes,
     stopwatch,
+    waiting,
 )
+from tests.helpers import raises
 
 
 def test_saved_bytes_of_a_chain_of_products():
@@ -118,3 +120,73 @@ def test_stopwatch():
         time.sleep(0.05)
     assert 0.05 <= watch.seconds < 1.0
     assert watch.cpu_seconds < watch.seconds
+
+
+def chain(depth, width=6):
+    torch.manual_seed(0)
+    return [nn.Linear(width, width) for _ in range(depth)]
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_waiting_in_back_propagation(make, foreach):
+    layers = chain(5)
+    model = nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())])
+    optimizer = make(model.parameters(), lr=0.1, foreach=foreach)
+    x = torch.randn(4, 6)
+
+    def step():
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    step()
+    # Up through all L, down to the layer, and the product that makes its gradient.
+    wanted = {str(i): 5 + (5 - i) + 1 for i in range(1, 6)}
+    assert waiting(step, {str(i + 1): layer for i, layer in enumerate(layers)}) == wanted
+
+
+def test_waiting_of_layers_that_need_nobody():
+    layers = chain(4)
+
+    def step(detach, noise):
+        h = torch.randn(4, 6)
+        for layer in layers:
+            h = torch.randn(4, 6) if noise else h.detach() if detach else h
+            h = layer(h)
+            loss = h.square().sum()
+            for p, g in zip(
+                layer.parameters(), torch.autograd.grad(loss, list(layer.parameters()))
+            ):
+                p.data.sub_(0.1 * g)
+
+    groups = {str(i + 1): layer for i, layer in enumerate(layers)}
+    assert waiting(lambda: step(True, False), groups) == {str(i): i + 1 for i in range(1, 5)}
+    assert waiting(lambda: step(True, True), groups) == {str(i): 2 for i in range(1, 5)}
+
+
+def test_waiting_counts_convolutions_and_a_norm_over_all_gradients():
+    conv, head = nn.Conv2d(1, 2, 3), nn.Linear(2, 3)
+    x = torch.randn(2, 1, 8, 8)
+
+    def step(clip):
+        head(conv(x).mean((2, 3))).square().sum().backward()
+        both = [*conv.parameters(), *head.parameters()]
+        if clip:
+            nn.utils.clip_grad_norm_(both, 1.0)
+        with torch.no_grad():
+            for p in both:
+                p -= 0.1 * p.grad
+                p.grad = None
+
+    groups = {"conv": conv, "head": head}
+    assert waiting(lambda: step(False), groups) == {"conv": 4, "head": 3}
+    assert waiting(lambda: step(True), groups) == {"conv": 4, "head": 4}
+
+
+def test_waiting_errors():
+    layer = nn.Linear(2, 2)
+    with raises(ValueError, match="'a' is not changed in place"):
+        waiting(lambda: layer(torch.ones(1, 2)), {"a": layer})
+    with raises(ValueError, match="'b' holds no tensors"):
+        waiting(lambda: None, {"b": []})

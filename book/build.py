@@ -88,7 +88,8 @@ def stage_all(source: Source, target: Path) -> tuple[Stage, list[str]]:
     runs = report.read(target / "report.json")
     problems = []
     figures: dict[str, Figure] = {}
-    for chapter in source.chapters:
+    openings: dict[str, dict[str, Any]] = {}
+    for chapter in [*source.chapters, *source.openings]:
         run = runs.get(chapter.name, {})
         executed = target / "executed" / chapter.part / f"{chapter.slug}.ipynb"
         if run.get("status") in ("failed", "timeout"):
@@ -100,6 +101,9 @@ def stage_all(source: Source, target: Path) -> tuple[Stage, list[str]]:
         else:
             try:
                 notebook = json.loads(executed.read_text("utf-8"))
+                if chapter.is_opening:  # its text may show the chapters' thumbnails
+                    openings[chapter.docname] = notebook
+                    continue
                 figure = chapter_page(source, chapter, notebook, run, stage)
                 figures |= {chapter.name: figure} if figure else {}
             except SourceError as error:
@@ -120,6 +124,10 @@ def stage_all(source: Source, target: Path) -> tuple[Stage, list[str]]:
     social.write_cards(source, runs, figures, pictures, stage)
     pictures.finish()
     reference = write_pages(source, runs, stage, thumbnails)
+    for opening in source.openings:
+        text = lambda text: fill(text, source, runs, thumbnails)
+        run = runs.get(opening.name, {})
+        chapter_page(source, opening, openings[opening.docname], run, stage, text)
     stage.write("_toc.yml", contents_file(source, reference))
     stage.finish()
     return stage, [*dict.fromkeys([*source.toc_files, *reference]), "search"]
@@ -146,7 +154,7 @@ def write_pages(
     """Front matter, part openings and reference; returns the names of the reference's pages."""
     reference: list[str] = []
     for name in source.toc_files:
-        if any(name == chapter.docname for chapter in source.chapters):
+        if any(name == chapter.docname for chapter in [*source.chapters, *source.openings]):
             continue
         folder = "" if name.startswith("chapters/") else "book/pages/"
         path = source.root / f"{folder}{name}.md"

@@ -18,7 +18,7 @@ from typing import Any
 from book import prerequisites, readers, report
 from book.errors import BookError, nearest
 from book.prerequisites import Prerequisites
-from book.source import PARTS, Chapter, Source, SourceError, python_of, tags_of, text_of
+from book.source import OPENING, PARTS, Chapter, Source, SourceError, python_of, tags_of, text_of
 from book.stage import stub
 
 SECONDS, MEGABYTES = 45, 2000
@@ -65,6 +65,7 @@ def named(source: Source, names: list[str]) -> list[Chapter] | None:
     if not names:
         return None
     known = {key: c for c in source.all_chapters for key in (c.slug, c.name)}
+    known |= {opening.name: opening for opening in source.all_openings}
     wanted = [name.removeprefix("chapters/").removesuffix(".ipynb") for name in names]
     for name in wanted:
         if name not in known:
@@ -78,9 +79,11 @@ def check(source: Source, chapters: list[Chapter] | None = None) -> list[Finding
     keys = citation_keys(source)
     needs = Prerequisites(source, [c for c in source.all_chapters if _is_read(c)])
     findings = [] if chapters is not None else list(_book(source, keys, needs))
-    for chapter in source.all_chapters if chapters is None else chapters:
+    every = [*source.all_chapters, *source.all_openings]
+    for chapter in every if chapters is None else chapters:
+        kind = _Opening if chapter.is_opening else _Chapter
         try:
-            findings += _Chapter(source, chapter, keys).findings(runs.get(chapter.name))
+            findings += kind(source, chapter, keys).findings(runs.get(chapter.name))
             file = chapter.path.relative_to(source.root).as_posix()
             mine = [unmet for unmet in needs.unmet if unmet.chapter == chapter.name]
             findings += [Finding(file, None, unmet.what, unmet.mend) for unmet in mine]
@@ -198,7 +201,8 @@ class _Chapter:
             yield self.find(None, "has no module", f"write lib/{part}/{slug}.py")
         if not (root / "tests" / part / f"test_{slug}.py").is_file():
             yield self.find(None, "has no tests", f"write tests/{part}/test_{slug}.py")
-        if not (root / "chapters" / part / "index.md").is_file():
+        opening = root / "chapters" / part / OPENING
+        if not any(opening.with_suffix(end).is_file() for end in (".md", ".ipynb")):
             yield self.find(None, "its part has no opening", f"write chapters/{part}/index.md")
 
     def record(self) -> Iterator[Finding]:
@@ -303,20 +307,9 @@ class _Chapter:
 
     def calls(self) -> Iterator[Finding]:
         """Figures that say what they show, claims that were measured, source that is shown."""
-        calls = [
-            (index, call)
-            for index, tree in self.trees.items()
-            for call in ast.walk(tree)
-            if isinstance(call, ast.Call)
-        ]
+        calls = self._calls()
         names = Counter(_name(call) for _, call in calls)
-        for index, call in calls:
-            if _name(call) in ("figure", "explore"):
-                given = _argument(call, "description", 1 if _name(call) == "figure" else 99)
-                starred = any(keyword.arg is None for keyword in call.keywords)
-                if given is None and not starred:
-                    what = f"{_name(call)}() has no description"
-                    yield self.find(index, what, "say in a sentence what the picture shows")
+        yield from self.descriptions(calls)
         if not names["explore"]:
             yield self.find(None, "has no explorable", "add one figure with explore(...)")
         if not names["show"]:
@@ -326,6 +319,15 @@ class _Chapter:
             what = f"{len(thumbnails)} cells are tagged 'thumbnail'"
             yield self.find(None, what, "tag the one whose figure stands for the chapter")
         yield from self.claims([(i, call) for i, call in calls if _is_claim(call)])
+
+    def descriptions(self, calls: list[tuple[int, ast.Call]]) -> Iterator[Finding]:
+        for index, call in calls:
+            if _name(call) in ("figure", "explore"):
+                given = _argument(call, "description", 1 if _name(call) == "figure" else 99)
+                starred = any(keyword.arg is None for keyword in call.keywords)
+                if given is None and not starred:
+                    what = f"{_name(call)}() has no description"
+                    yield self.find(index, what, "say in a sentence what the picture shows")
 
     def claims(self, calls: list[tuple[int, ast.Call]]) -> Iterator[Finding]:
         if len(calls) < 3:
@@ -478,6 +480,14 @@ class _Chapter:
             texts.append(text_of(cell))
         return "\n".join(texts)
 
+    def _calls(self) -> list[tuple[int, ast.Call]]:
+        return [
+            (index, call)
+            for index, tree in self.trees.items()
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call)
+        ]
+
     @staticmethod
     def _assigned(tree: ast.Module | None, name: str) -> ast.expr | None:
         for node in tree.body if tree else []:
@@ -486,6 +496,25 @@ class _Chapter:
             ):
                 return node.value
         return None
+
+
+class _Opening(_Chapter):
+    """A part's first page as a notebook: no paper, no exercises, but figures and a budget."""
+
+    def findings(self, run: dict[str, Any] | None) -> Iterator[Finding]:
+        yield from self.parse()
+        if (self.chapter.path.parent / f"{OPENING}.md").is_file():
+            yield self.find(None, "its part has two openings", f"delete {OPENING}.md")
+        title = re.match(r"# (.+)", text_of(self.cells[0]) if self.cells else "")
+        if not title or title[1].strip() != self.chapter.book.get("title"):
+            yield self.find(0, "the title is not book.title", "make them agree")
+        if not any(_literals(tree) == PARAMETERS for tree in self.trees.values()):
+            mend = "; ".join(f"{key} = {value!r}" for key, value in PARAMETERS.items())
+            yield self.find(None, "the parameters are not the book's", f"write {mend}")
+        yield from self.stored()
+        yield from self.descriptions(self._calls())
+        yield from self.text()
+        yield from self.budget(run or {})
 
 
 # ------------------------------------------------------------------------------

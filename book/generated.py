@@ -204,7 +204,7 @@ def run_times(source: Source, report: Report) -> str:
     """Seconds and memory of every chapter's last run."""
     rows = []
     total = 0.0
-    for chapter in source.chapters:
+    for chapter in [*source.chapters, *source.openings]:
         run = report.get(chapter.name)
         if not run or run.get("seconds") is None:
             rows.append([_reference(chapter), "not run", "", "", ""])
@@ -229,7 +229,7 @@ def run_times(source: Source, report: Report) -> str:
 def versions(source: Source, report: Report) -> str:
     """What ran the chapters; every value that occurred, when they differ."""
     seen: dict[str, list[str]] = {}
-    for chapter in source.chapters:
+    for chapter in [*source.chapters, *source.openings]:
         for name, version in (report.get(chapter.name, {}).get("versions") or {}).items():
             if str(version) not in seen.setdefault(name, []):
                 seen[name].append(str(version))

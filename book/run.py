@@ -120,7 +120,7 @@ def positive_seconds(text: str) -> float:
 
 def main(args: argparse.Namespace) -> int:
     source = Source(args.root)
-    chapters = select(source, args.chapters)
+    chapters = notebooks(source, args.chapters)
     press = Press(source, chapters, parameters_of(args), args)
     with Cluster(args.scheduler, args.jobs or min(2, os.cpu_count() or 1)) as cluster:
         return press.run(cluster)
@@ -143,35 +143,41 @@ def parameters_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def select(source: Source, names: Iterable[str]) -> list[Chapter]:
     """The chapters that the names mean, in the book's order; no name means all in `_toc.yml`."""
+    return [found for found in notebooks(source, names) if not found.is_opening]
+
+
+def notebooks(source: Source, names: Iterable[str]) -> list[Chapter]:
+    """As `select`, and after them the parts' openings that are notebooks."""
     names = list(names)
     has_contents = (source.root / "_toc.yml").exists()
     listed = source.chapters if has_contents or not names else []
     if not names:
-        have = {chapter.docname for chapter in listed}
+        have = {chapter.docname for chapter in [*listed, *source.openings]}
         for file in source.toc_files:
             if file.startswith("chapters/") and file not in have:
                 if not (source.root / f"{file}.md").is_file():
                     raise BookError(f"_toc.yml lists {file}, but {file}.ipynb does not exist")
         if not listed:
             raise BookError("_toc.yml lists no chapter; name one, or start one with `new`")
-        return listed
+        return [*listed, *source.openings]
+    everything = [*source.all_chapters, *source.all_openings]
     found: set[str] = set()
     for given in names:
         name = given.replace(os.sep, "/").removeprefix("./").removeprefix("chapters/").strip("/")
         name = name.removesuffix(".ipynb")
-        exact = [c for c in source.all_chapters if c.name == name]
+        exact = [c for c in everything if c.name == name]
         slug = [c for c in source.all_chapters if c.slug == name]
-        part = [c for c in listed if c.part == name]
+        part = [c for c in [*listed, *source.openings] if c.part == name]
         part = part or [c for c in source.all_chapters if c.part == name]
         match = exact or part or slug
         if not match:
-            known = {c.name for c in source.all_chapters} | {c.part for c in source.all_chapters}
+            known = {c.name for c in everything} | {c.part for c in everything}
             raise BookError(f"unknown chapter {given!r}{nearest(name, sorted(known))}")
         if match is slug and len(slug) > 1:
             choices = " or ".join(c.name for c in slug)
             raise BookError(f"{given!r} is in several parts; say {choices}")
         found |= {c.name for c in match}
-    return [c for c in source.all_chapters if c.name in found]
+    return [c for c in everything if c.name in found]
 
 
 @dataclass
@@ -194,7 +200,7 @@ class Press:
         self.report = self.build / "report.json"
         self.store = cache.Store(self.build / "cache")
         self.library = cache.Library(source.root)
-        self.order = [c.name for c in source.all_chapters]
+        self.order = [c.name for c in [*source.all_chapters, *source.all_openings]]
         self.rows: dict[str, dict[str, Any]] = {}
 
     def run(self, cluster: Cluster) -> int:

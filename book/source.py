@@ -40,6 +40,10 @@ PARTS = {
 """The thirteen parts in reading order, with the name a reader sees."""
 
 
+OPENING = "index"
+"""The file of a part's first page: prose, or a notebook where it computes something."""
+
+
 class SourceError(BookError):
     """Something in the repository is missing or malformed; the message says what."""
 
@@ -62,6 +66,11 @@ class Chapter:
     @property
     def name(self) -> str:
         return f"{self.part}/{self.slug}"
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether it is its part's first page, which computes something and is no paper's."""
+        return self.slug == OPENING
 
     @property
     def docname(self) -> str:
@@ -173,6 +182,7 @@ class Source:
         found = [
             Chapter(path.parent.name, path.stem, path)
             for path in (self.root / "chapters").glob("*/*.ipynb")
+            if path.stem != OPENING
         ]
         return sorted(
             found,
@@ -188,6 +198,18 @@ class Source:
         """The chapters that `_toc.yml` lists: those that are printed."""
         listed = set(self.toc_files)
         return [chapter for chapter in self.all_chapters if chapter.docname in listed]
+
+    @cached_property
+    def all_openings(self) -> list[Chapter]:
+        """The parts' first pages that are notebooks."""
+        paths = {part: self.root / "chapters" / part / f"{OPENING}.ipynb" for part in PARTS}
+        return [Chapter(part, OPENING, path) for part, path in paths.items() if path.is_file()]
+
+    @cached_property
+    def openings(self) -> list[Chapter]:
+        """Those of them that `_toc.yml` lists."""
+        listed = set(self.toc_files)
+        return [opening for opening in self.all_openings if opening.docname in listed]
 
     @cached_property
     def prerequisites(self) -> Prerequisites:

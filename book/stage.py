@@ -13,7 +13,7 @@ import html
 import json
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,18 @@ class Stage:
 
 
 def chapter_page(
-    source: Source, chapter: Chapter, executed: dict[str, Any], run: dict[str, Any], stage: Stage
+    source: Source,
+    chapter: Chapter,
+    executed: dict[str, Any],
+    run: dict[str, Any],
+    stage: Stage,
+    fill: Callable[[str], str] = str,
 ) -> Figure | None:
     """Write the chapter's notebook and its pictures to the stage.
 
     The text is the chapter's as it is now, the outputs are those of `executed`. Returns the figure
-    that stands for the chapter: the first of the cell tagged `thumbnail`.
+    that stands for the chapter: the first of the cell tagged `thumbnail`. A part's opening has no
+    card; `fill` completes what its text asks to be generated.
 
     Raises
     ------
@@ -90,8 +96,9 @@ def chapter_page(
     cells: list[Cell] = []
     for index, cell in enumerate(chapter.notebook["cells"]):
         if cell["cell_type"] == "markdown":
-            text = _links(source, chapter, text_of(cell))
-            cells += _opening(source, chapter, text, run) if index == 0 else [_markdown(text, cell)]
+            text = _links(source, chapter, fill(text_of(cell)))
+            begins = index == 0 and not chapter.is_opening
+            cells += _opening(source, chapter, text, run) if begins else [_markdown(text, cell)]
             continue
         if cell["cell_type"] != "code":
             continue

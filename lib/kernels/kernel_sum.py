@@ -165,7 +165,7 @@ def _check(x, keys, values, f, bias, rate, norm, power) -> None:
         raise ValueError(f"rate and norm belong to f='exp', not to f={f!r}")
     if f == "singular" and bias is not None:
         raise ValueError("bias: f='singular' looks at distances and has none")
-    if f == "power" and power < 1:
+    if f == "power" and (power < 1 or power != int(power)):
         raise ValueError(f"power={power}: allowed is a whole number from 1")
     check_dtype("x", x, _DTYPES)
     if keys.dtype != x.dtype:
@@ -210,8 +210,8 @@ def log_koenigs(
     """
     _check_dual(dual)
     gap, tol, limit = _clamped(gap, tol, dual)
-    near, far = _polynomials(dual, gap)
-    s, first = 1 - gap, float(dual[1])
+    near, far = _polynomials(dual)
+    s, first, apart = 1 - gap, float(dual[1]), False
     log, sign, product = s.abs().log(), s.sign(), torch.ones_like(s)
     every = max(1, min(16, int(-60 / math.log(first))))  # keeps the product in float32's range
     for layer in range(1, every * math.ceil(limit / every) + 1):
@@ -223,10 +223,13 @@ def log_koenigs(
             product.fill_(1.0)
             if s.numel() == 0 or s.abs().max() <= tol:
                 break
-        grown = gap * _horner(near, gap)  # 1 - g(1 - gap)
-        close = gap < 0.5
-        s = torch.where(close, 1 - grown, s.mul_(ratio))
-        gap = torch.where(close, grown, 1 - s)
+        s *= ratio
+        if not apart:
+            close = gap < 0.1
+            apart = not close.any()  # for good: gaps only grow
+            gap *= _horner(near, gap)  # 1 - g(1 - gap)
+            s = torch.where(close, 1 - gap, s)
+            gap = torch.where(close, gap, 1 - s)
     return log, sign
 
 
@@ -250,7 +253,7 @@ def _clamped(gap: Tensor, tol: float | None, dual: Tensor) -> tuple[Tensor, floa
     return gap.clamp_min(eps**2), tol, limit
 
 
-def _polynomials(dual: Tensor, like: Tensor) -> tuple[list[float], list[float]]:
+def _polynomials(dual: Tensor) -> tuple[list[float], list[float]]:
     """Coefficients of ``(1 - g(1 - e)) / e`` in e and of ``g(s) / s`` in s, lowest first."""
     c = [float(v) for v in dual.detach().double()]
     near = []
@@ -269,8 +272,8 @@ def _horner(coefficients: list[float], t: Tensor) -> Tensor:
 def _singular(x, keys, values, order, dual, chosen: str) -> Tensor:
     if (order is None) == (dual is None):
         raise ValueError(f"f='singular' needs exactly one of order and dual, got order={order}")
-    if order is not None and not order > 0:
-        raise ValueError(f"order={order}: allowed is a positive number")
+    if order is not None and not 0 < order < math.inf:
+        raise ValueError(f"order={order}: allowed is a positive, finite number")
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, keys, values)):
         raise ValueError("f='singular' has no gradient: detach x, keys and values")
     if dual is not None:
@@ -282,7 +285,7 @@ def _singular(x, keys, values, order, dual, chosen: str) -> Tensor:
         coefficients = x.new_empty(0, dtype=wide)
         _, tol, limit = _clamped(x.new_zeros(1, dtype=wide), None, x.new_tensor([0, 0.5, 0.5]))
     else:
-        near, far = _polynomials(dual, x)
+        near, far = _polynomials(dual)
         coefficients = x.new_tensor([near, far], dtype=wide)
         _, tol, limit = _clamped(x.new_zeros(1, dtype=wide), None, dual)
     return _singular_sum(x, keys, values, coefficients, float(order or 0), tol, limit)
@@ -298,20 +301,31 @@ def singular_reference(
     """The singular sum in plain PyTorch, a block of rows at a time."""
     wide = _accumulator(x.dtype)
     out = x.new_zeros((len(x), values.shape[1]))
-    if len(keys) == 0:
+    if len(keys) == 0 or len(x) == 0:
         return out
-    keys, values = keys.to(wide), values.to(wide)
-    # Rows whose weights stay in a CPU's cache, or fill a GPU.
-    block = max(1, (2**25 if x.is_cuda else 2**16) // len(keys))
+    columns, values = keys.to(wide).T.contiguous(), values.to(wide)
+    # Rows whose weights stay in a CPU's cache, or fill a GPU; one piece of memory for all blocks.
+    block = min(len(x), max(1, (2**25 if x.is_cuda else 2**16) // len(keys)))
+    memory = values.new_empty((2, block, len(keys)))
     for start in range(0, len(x), block):
         rows = x[start : start + block].to(wide)
-        gap = torch.zeros(len(rows), len(keys), dtype=wide, device=x.device)
-        for k in range(x.shape[1]):
-            difference = rows[:, k, None] - keys[None, :, k]
+        gap, difference = memory[:, : len(rows)]
+        gap.zero_()
+        for k, column in enumerate(columns):
+            torch.sub(rows[:, k, None], column, out=difference)
             gap.addcmul_(difference, difference, value=0.5)
         if dual is None:
-            gap = _clamped(gap, None, gap.new_tensor([0, 0.5, 0.5]))[0]
-            weight = (gap.amin(1, keepdim=True) / gap).pow_(order / 2)
+            nearest = gap.amin(1, keepdim=True)
+            least = torch.finfo(wide).eps ** 2
+            if not nearest.amin() >= least:  # a whole pass, and rarely needed; NaN stays NaN
+                nearest.clamp_min_(least)
+                gap.clamp_min_(least)
+            weight = torch.div(nearest, gap, out=gap)
+            # PyTorch is quick at roots, squares and cubes, and ten times slower at other powers.
+            if order in (1, 3):
+                weight.sqrt_().pow_(order)
+            elif order != 2:
+                weight.pow_(order / 2)
         else:
             log, sign = log_koenigs(gap, dual)
             largest = log.amax(1, keepdim=True).clamp_min(_LEAST)
@@ -422,6 +436,27 @@ def _autograd(ctx, g):
 
 
 _forward.register_autograd(_autograd, setup_context=_setup)
+
+
+def _each_member(operator):
+    """The rule under vmap: one launch for each member, whose matrices are its own."""
+
+    def rule(info, in_dims, *inputs):
+        outs = [
+            operator(
+                *(t if axis is None else t.select(axis, i) for t, axis in zip(inputs, in_dims))
+            )
+            for i in range(info.batch_size)
+        ]
+        if isinstance(outs[0], Tensor):
+            return torch.stack(outs), 0
+        return tuple(map(torch.stack, zip(*outs))), (0,) * len(outs[0])
+
+    return rule
+
+
+_forward.register_vmap(_each_member(_forward))
+_backward.register_vmap(_each_member(_backward))
 
 
 @torch.library.custom_op("lib::singular_sum", mutates_args=())
@@ -795,7 +830,7 @@ if triton is not None:
             log += tl.log(tl.maximum(tl.abs(ratio), 1e-30) / first)
             sign = tl.where(ratio < 0, -sign, sign)
             grown *= gap
-            close = gap < 0.5
+            close = gap < 0.1
             s = tl.where(close, 1.0 - grown, s * ratio)
             gap = tl.where(close, grown, 1.0 - s)
             largest = tl.max(tl.max(tl.abs(s), axis=1), axis=0)
@@ -830,14 +865,16 @@ if triton is not None:
                 b = tl.load(key_row + wide * skd, mask=rn < m, other=0.0).to(ACC)
                 difference = a[:, None] - b[None, :]
                 gap += 0.5 * difference * difference
+            known = gap == gap  # not NaN, which a maximum would drop
             gap = tl.maximum(gap, least)
             inside = (rm[:, None] < n) & (rn[None, :] < m)
             if DEGREE == 0:
                 log = -half * tl.log(2.0 * gap)
                 sign = tl.full((BM, BN), 1.0, dtype=ACC)
             else:
-                gap = tl.where(inside, gap, 1.0)  # what is outside asks for no layers
+                gap = tl.where(inside & known, gap, 1.0)  # what is outside asks for no layers
                 log, sign = _koenigs(1.0 - gap, gap, coefficients, tol, limit, DEGREE)
+            sign = tl.where(known, sign, float("nan"))
             log = tl.where(inside, log, float("-inf"))
             higher = tl.maximum(top, tl.max(log, axis=1))
             weight = tl.exp(log - higher[:, None]) * sign

@@ -339,7 +339,9 @@ class Attention(nn.Module):
             weights = scores.softmax(-1)
             if mask is not None:
                 weights = weights.masked_fill(~mask, 0.0)
-            self.last_weights = weights.detach()
+            # Inside vmap the matrix belongs to all members and does not outlive the call.
+            batched = torch._C._functorch.is_batchedtensor(weights)
+            self.last_weights = None if batched else weights.detach()
             y = weights @ v
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

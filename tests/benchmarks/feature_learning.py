@@ -41,6 +41,21 @@ def compression(n: int, d: int = 150) -> dict:
     )
 
 
+def deep_limit(n: int) -> dict:
+    """The exact limit of a network with two hidden layers, beside a wide network near it."""
+    gen = child(0, "deep")
+    x = torch.randn(20, 10, generator=gen, dtype=torch.float64) / 10**0.5
+    y = x @ torch.randn(10, 3, generator=gen, dtype=torch.float64)
+    wide = fl.DeepLinear.random(10, 3, n, 2, gen=gen, dtype=torch.float64)
+    return compare(
+        "20 SGD steps of the deep limit, tree of 20 letters built in the time",
+        f"a network of width {n}, within 10 % of it",
+        lambda: regress(fl.InfLinear(10, 3, 2, 20, dtype=torch.float64), x, y),
+        lambda: regress(fl.DeepLinear([w.detach() for w in wide.weights]), x, y),
+        0.1,
+    )
+
+
 def compaction(samples: int = 100, steps: int = 60) -> dict:
     """Outputs of the NTK limit after many steps on a pool, terms merged and not."""
     gen = child(0, "pool")
@@ -115,7 +130,8 @@ def analogies(words: int = 2000, n: int = 100) -> dict | None:
 def main() -> list[dict]:
     """One row per comparison: name, peer, seconds, peer_seconds, ratio (above 1: we are faster)."""
     torch.set_num_threads(1)
-    rows = [compression(1024), compression(8192), compaction(), training_step(), analogies()]
+    rows = [compression(1024), compression(8192), deep_limit(2048), compaction()]
+    rows += [training_step(), analogies()]
     return [row for row in rows if row]
 
 

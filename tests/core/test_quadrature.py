@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from lib.core.quadrature import gaussian_mean, gaussian_mean2
+from lib.core.quadrature import (
+    gaussian_mean,
+    gaussian_mean2,
+    gaussian_panels,
+    hermite,
+    hermite_coefficients,
+)
 from tests.helpers import assert_close, raises
 
 
@@ -54,11 +60,34 @@ def test_gradients_are_finite_where_a_pair_is_one_variable():
     assert_close(got[1:], numeric, 1e-7)
 
 
+def test_hermite_polynomials_are_orthonormal():
+    z, w = gaussian_panels()
+    h = hermite(9, z)
+    assert_close((h * w) @ h.T, torch.eye(10, dtype=torch.float64), 1e-12)
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64).reshape(5, 1)
+    by_hand = [x**0, x, (x**2 - 1) / 2**0.5, (x**3 - 3 * x) / 6**0.5]
+    assert_close(hermite(3, x), torch.stack(by_hand), 1e-14)
+    assert hermite(0, x).shape == (1, 5, 1) and hermite(4, x[:0]).shape == (5, 0, 1)
+
+
+def test_hermite_coefficients():
+    """Closed forms: the exponential's ``sqrt(e / k!)``, and the ReLU with its kink."""
+    k = torch.arange(8, dtype=torch.float64)
+    assert_close(hermite_coefficients(torch.exp, 7), (0.5 - torch.lgamma(k + 1) / 2).exp(), 1e-12)
+    relu = [1 / math.sqrt(2 * math.pi), 0.5, 1 / math.sqrt(4 * math.pi), 0.0]
+    got = hermite_coefficients(torch.relu, 3)
+    assert_close(got, torch.tensor(relu, dtype=torch.float64), 1e-12)
+    total = hermite_coefficients(torch.relu, 200).square().sum().item()
+    assert 0.4999 < total < 0.5  # E relu(z)^2, from below
+
+
 def test_errors():
     with raises(ValueError, match="variance cannot be negative"):
         gaussian_mean(torch.sin, torch.tensor(-1.0))
     with raises(ValueError, match="nodes=0"):
         gaussian_mean(torch.sin, torch.tensor(1.0), nodes=0)
+    with raises(ValueError, match="degree=-1: allowed is 0 or more"):
+        hermite_coefficients(torch.sin, -1)
     with raises(ValueError, match="no covariance"):
         gaussian_mean2(torch.sin, torch.sin, torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
     with raises(ValueError, match="negative"):

@@ -131,6 +131,24 @@ def test_singular_coincident_empty_and_float32():
         assert (kernel_sum(x, keys[:0], v[:0], "singular", **kind) == 0).all()
 
 
+@pytest.mark.parametrize("order", [1.0, 2.0, 2.5, 3.0, 4.0])
+def test_hilbert_orders_in_more_than_one_block(order):
+    x, keys, v = points(70, 4, 1), points(1100, 4, 2), draw(1100, 2, seed=3)
+    weight = torch.cdist(x, keys, compute_mode="donot_use_mm_for_euclid_dist") ** -order
+    exact = weight / weight.amax(1, keepdim=True) @ v
+    assert_close(kernel_sum(x, keys, v, "singular", order=order), exact, 1e-13)
+
+
+@pytest.mark.parametrize("kind", [{"order": 2.0}, {"order": 3.0}, {"dual": CUBIC}])
+def test_nan_stays_in_its_row(kind):
+    x, keys, v = points(6, 3, 1), points(9, 3, 2), draw(9, 2, seed=3)
+    exact = kernel_sum(x, keys, v, "singular", **kind)
+    x[2, 1] = float("nan")
+    got = kernel_sum(x, keys, v, "singular", **kind)
+    assert got[2].isnan().all()
+    assert_close(got[[0, 1, 3, 4, 5]], exact[[0, 1, 3, 4, 5]], 1e-12)
+
+
 def test_errors():
     x, k, v = draw(3, 2), draw(4, 2), draw(4, 1)
     for more, message in (
@@ -140,6 +158,8 @@ def test_errors():
         ({"order": 2.0}, "belong to f='singular', not to f='relu'"),
         ({"f": "singular"}, "exactly one of order and dual"),
         ({"f": "singular", "order": -1.0}, "order=-1.0.*positive"),
+        ({"f": "singular", "order": float("inf")}, "order=inf.*finite"),
+        ({"power": 2.5, "f": "power"}, "power=2.5.*whole"),
         ({"f": "singular", "order": 1.0, "bias": v[:, 0]}, "bias.*distances"),
         ({"f": "singular", "dual": torch.tensor([0.0, 1.0, 0.0])}, "dual=.*0 < a_1\\^2 < 1"),
         ({"bias": v}, r"bias must be \(m,\) with m=4"),
@@ -216,6 +236,18 @@ def test_singular(kind, dtype, device):
     exact[0] = v[0]  # a coincident key alone decides
     got = kernel_sum(x, keys, v, "singular", **more, backend="triton")
     assert_close(got, exact, 1e-8 if dtype == torch.float64 else 1e-4)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("kind", [{"order": 2.0}, {"dual": CUBIC}])
+def test_singular_nan_stays_in_its_row(kind, device):
+    """A maximum drops NaN, so a point that is not a number would vote as if it coincided."""
+    x, keys, v = points(5, 3, 1, device), points(40, 3, 2, device), draw(40, 2, device=device)
+    x[1, 2] = float("nan")
+    exact = kernel_sum(x, keys, v, "singular", **kind, backend="reference")
+    got = kernel_sum(x, keys, v, "singular", **kind, backend="triton")
+    assert got[1].isnan().all()
+    assert_close(got[[0, 2, 3, 4]], exact[[0, 2, 3, 4]], 1e-10)
 
 
 @pytest.mark.triton
@@ -319,3 +351,20 @@ def test_compiles(kernel, dtype, name, arch):
     if dtype == "bf16":
         assert "mma" in compiled.asm["ptx"], "half inputs must reach the matrix unit"
     assert "tf32" not in compiled.asm["ptx"]
+
+
+@pytest.mark.triton
+def test_members_under_vmap_are_members_alone(device, gen):
+    """An ensemble of layers: members have their own keys and values and share the inputs."""
+    x = torch.randn(9, 4, generator=gen).to(device)
+    keys, values = (torch.randn(3, 7, k, generator=gen).to(device) for k in (4, 2))
+
+    def slopes(call, k, v):
+        leaves = [t.clone().requires_grad_() for t in (k, v)]
+        return torch.autograd.grad(call(*leaves).square().sum(), leaves)
+
+    one = lambda k, v: kernel_sum(x, k, v, "relu", backend="triton")
+    together = slopes(torch.func.vmap(one), keys, values)
+    for i in range(3):
+        for found, alone in zip(together, slopes(one, keys[i], values[i])):
+            assert_close(found[i], alone, 1e-6)

@@ -87,6 +87,42 @@ def test_huffman_codes_are_as_long_as_gensim_s():
     assert ours == theirs
 
 
+def test_cbow_with_a_tree_trains_as_gensim_does():
+    """One pass over a text, a window a step. The peer's sigmoid is a table, hence 5 %."""
+    models = pytest.importorskip("gensim.models", reason="see the top of this file")
+    vocab, window, lr = 12, 2, 0.5
+    number = torch.randint(vocab, (200,), generator=child(0, "text")).tolist()
+    text = [f"w{i}" for i in number]
+    settings = {"vector_size": 8, "window": window, "hs": 1, "negative": 0, "min_count": 1}
+    settings |= {"sample": 0, "shrink_windows": False, "workers": 1, "seed": 1}
+    peer = models.Word2Vec(alpha=lr, min_alpha=lr, sg=0, cbow_mean=1, **settings)
+    peer.build_vocab([text])
+    depth = max(len(peer.wv.get_vecattr(w, "code")) for w in peer.wv.index_to_key)
+    nodes, turns = torch.full((vocab, depth), -1), torch.zeros(vocab, depth, dtype=torch.long)
+    for k, word in enumerate(peer.wv.index_to_key):
+        code, path = (peer.wv.get_vecattr(word, name) for name in ("code", "point"))
+        nodes[k, : len(code)] = torch.tensor(path[: len(code)].astype("int64"))
+        turns[k, : len(code)] = torch.tensor(code.astype("int64"))
+    tree = fl.Tree(nodes, turns)
+    net = fl.CBOW(vocab, 8, outputs=vocab - 1)
+    net.U.data = 4 * torch.tensor(peer.wv.vectors)
+    peer.wv.vectors *= 4  # larger steps
+    net.V.data = torch.tensor(peer.syn1[: vocab - 1])
+    start = net.U.detach().clone()
+    peer.train([text], total_examples=1, epochs=1)
+    ids = torch.tensor([peer.wv.key_to_index[w] for w in text])
+    opt = torch.optim.SGD(net.parameters(), lr=lr)
+    for i in range(len(ids)):
+        context = torch.cat([ids[max(0, i - window) : i], ids[i + 1 : i + 1 + window]])
+        opt.zero_grad()
+        fl.hierarchical_loss(net, context[None], ids[i : i + 1], tree).backward()
+        net.U.grad *= len(context)  # the peer, like the first code, leaves the mean out here
+        opt.step()
+    assert (net.U - start).norm() > 0.3 * start.norm()
+    assert_close(net.U - start, torch.tensor(peer.wv.vectors) - start, 0.05)
+    assert_close(net.V, torch.tensor(peer.syn1[: vocab - 1]), 0.05)
+
+
 def test_negative_table_is_gensim_s():
     models = pytest.importorskip("gensim.models", reason="see the top of this file")
     counts = [500, 300, 100, 40, 5]

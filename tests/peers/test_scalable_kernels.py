@@ -1,8 +1,13 @@
-"""The same features and the same last map as scikit-learn's."""
+"""The same features and the same last map as scikit-learn's; positive features as the Performer's.
+
+The last needs ``pip install --no-deps performer-pytorch local-attention axial-positional-embedding
+hyper-connections``.
+"""
 
 import math
 
 import numpy as np
+import pytest
 import torch
 from sklearn.gaussian_process.kernels import RBF
 from sklearn.kernel_approximation import RBFSampler
@@ -49,3 +54,19 @@ def test_orthogonal_blocks_have_gaussian_norms():
     norms = sk.gaussian_orthogonal_matrix(4000, 8, gen()).norm(dim=1).numpy()
     assert kstest(norms, chi(8).cdf).pvalue > 0.01
     assert math.isclose((norms**2).mean(), 8, rel_tol=0.05)
+
+
+def test_positive_features_are_the_performer_s():
+    performer = pytest.importorskip(
+        "performer_pytorch.performer_pytorch", reason="see the top of this file"
+    )
+    x, w = torch.randn(2, 7, 5, generator=gen(), dtype=torch.float64)
+    ours = sk.UniversalFeatures(5, 30, "exp", gen=gen(1), orthogonal=True).double()
+    more = {"projection_matrix": ours.G, "normalize_data": False, "eps": 0.0}
+    # Theirs are divided by the largest exponential: of each row of queries, of all keys together.
+    queries = performer.softmax_kernel(x[None, None], is_query=True, **more)[0, 0]
+    keys = performer.softmax_kernel(w[None, None], is_query=False, **more)[0, 0]
+    norms = lambda t: t / t.norm(dim=1, keepdim=True)
+    assert_close(norms(ours(x)), norms(queries), 1e-12)
+    psi = ours.weights(w)
+    assert_close(psi / psi.norm(), keys / keys.norm(), 1e-12)

@@ -1,17 +1,28 @@
 import math
+import zipfile
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from lib.core.data import digits
+from lib.core.data.real import DataError
 from lib.core.fitting import fit
 from lib.core.seeds import child
 from lib.core.stats import loglog_slope
 from lib.models.infinite_width import nngp_ntk
 from lib.models.mlp import MLP
 from lib.width import feature_learning as fl
-from lib.width.feature_learning import ABCMLP, CBOW, ABCParam, InfKernel1LP, InfLinear1LP, Linear1LP
+from lib.width.feature_learning import (
+    ABCMLP,
+    CBOW,
+    ABCParam,
+    DeepLinear,
+    InfKernel1LP,
+    InfLinear,
+    InfLinear1LP,
+    Linear1LP,
+)
 from tests.helpers import assert_close, raises
 
 
@@ -305,6 +316,100 @@ def test_wide_proxy_estimates_the_linear_limit():
     outputs = proxy(x).detach()
     error = (outputs.mean(0) - inf(x)).norm() / inf(x).norm()
     assert error < 0.15
+
+
+# Deeper linear networks.
+
+
+def regress(net, steps, eta=0.1, **settings):
+    """Single-sample SGD steps of a regression; the outputs afterwards."""
+    gen = child(0, "deep regression")
+    x = torch.randn(20, 10, generator=gen, dtype=torch.float64) / math.sqrt(10)
+    y = x @ torch.randn(10, 3, generator=gen, dtype=torch.float64)
+    opt = torch.optim.SGD(net.parameters(), lr=eta, **settings)
+    for i in range(steps):
+        opt.zero_grad()
+        (0.5 * (net(x[i : i + 1]) - y[i : i + 1]).square().sum()).backward()
+        opt.step()
+    return net(x).detach()
+
+
+def test_one_hidden_layer_of_the_deep_limit_is_the_shallow_one():
+    deep = InfLinear(6, 3, 1, 7, sigma=(0.8, 1.3), alpha=0.9, dtype=torch.float64)
+    shallow = inf_net(sigma1=0.8, sigma2=1.3, alpha=0.9)
+    x, y = batch()
+    losses = [sgd_losses(m, torch.optim.SGD(m.parameters(), 0.3), x, y) for m in (deep, shallow)]
+    assert_close(losses[0], losses[1], 1e-14)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_words_have_the_moments_of_products_of_gaussian_matrices(depth):
+    """E tr (M^T M)^k / n for M a product of s square matrices: C(sk + k, k) / (sk + 1)."""
+    s = depth - 1
+    hidden = fl.word_tree(depth, 0, 3 * s)  # words this long meet in (M^T M)^k up to k = 3
+    M = hidden[0]
+    for w in hidden[1:]:
+        M = w @ M
+    root = torch.eye(M.shape[1])[0]
+    for k in range(4):
+        moment = root @ torch.linalg.matrix_power(M.T @ M, k) @ root
+        assert moment == math.comb(s * k + k, k) // (s * k + 1)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_one_step_of_a_deep_limit_in_closed_form(depth):
+    """Every layer adds the product of the other layers' variances."""
+    gen = child(depth, "deep step")
+    sigma = (0.5 + torch.rand(depth + 1, generator=gen)).tolist()
+    net = InfLinear(6, 3, depth, depth, sigma, alpha=0.8, dtype=torch.float64)
+    x, xi = (torch.randn(k, 6, generator=gen, dtype=torch.float64) for k in (1, 5))
+    chi = torch.randn(1, 3, generator=gen, dtype=torch.float64)
+    assert net(xi).abs().max() == 0
+    net(x).backward(chi)
+    torch.optim.SGD(net.parameters(), lr=0.3).step()
+    variances = [v**2 for v in sigma]
+    coefficient = sum(math.prod(variances) / v for v in variances)
+    assert_close(net(xi), -0.3 * 0.8**2 * coefficient * (xi @ x.T) * chi, 1e-13)
+
+
+@pytest.mark.parametrize("depth, steps", [(2, 8), (3, 3)])
+def test_as_many_letters_as_steps_are_exact_and_one_less_is_not(depth, steps):
+    settings = {"momentum": 0.5, "weight_decay": 0.1, "eta": 0.3}
+    after = lambda length: regress(
+        InfLinear(10, 3, depth, length, dtype=torch.float64), steps, **settings
+    )
+    enough = steps * (depth - 1)
+    exact = after(enough + 2)
+    assert_close(after(enough), exact, 1e-14)
+    few = [((after(k) - exact).norm() / exact.norm()).item() for k in range(0, 5, depth - 1)]
+    assert all(short > 5 * longer > 0 for short, longer in zip(few, few[1:]))
+
+
+@pytest.mark.parametrize(
+    "depth, steps, settings",
+    [(2, 20, {}), (3, 4, {}), (2, 10, {"momentum": 0.5, "weight_decay": 0.3})],
+)
+def test_deep_networks_approach_their_limit_as_the_root_of_width(depth, steps, settings):
+    limit = regress(InfLinear(10, 3, depth, 8, dtype=torch.float64), steps, **settings)
+    widths, error = (32, 128, 512), []
+    for n in widths:
+        nets = [
+            DeepLinear.random(10, 3, n, depth, gen=child(k, n), dtype=torch.float64)
+            for k in range(5)
+        ]
+        off = torch.stack(
+            [(regress(net, steps, **settings) - limit).square().mean() for net in nets]
+        )
+        error.append(off.mean().sqrt().item())
+    assert -0.65 < loglog_slope(widths, error).slope < -0.35
+    assert error[-1] < 0.25 * limit.square().mean().sqrt()
+
+
+def test_a_limit_without_letters_is_not_the_limit():
+    """The control: independent layers that never meet their own transpose."""
+    exact = regress(InfLinear(10, 3, 2, 20, dtype=torch.float64), 20)
+    cut = regress(InfLinear(10, 3, 2, 0, dtype=torch.float64), 20)
+    assert (cut - exact).norm() > 0.3 * exact.norm()
 
 
 # The kernel limits.
@@ -610,7 +715,69 @@ def test_glyphs_and_episodes():
     assert distance[same & off].mean() < 0.8 * distance[~same].mean()
     t = fl.episode(pool, 4, 2, 3, child(1))
     assert t.x.shape == (8, 196) and t.x_test.shape == (12, 196)
+    assert fl.episode(pool.to("meta"), 4, 2, 3, child(1)).y.device.type == "meta"
     assert t.y.bincount().tolist() == [2] * 4 and t.y_test.bincount().tolist() == [3] * 4
+
+
+# The paper's data.
+
+
+def test_text8_and_its_analogies_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOOK_DATA", str(tmp_path))
+    with raises(DataError, match="does not hold text8 or text8.zip"):
+        fl.text8(3)
+    (tmp_path / "text8").write_text(" king man queen king woman man king zebra")
+    words, tokens = fl.text8(4)
+    assert words[:2] == ["king", "man"] and tokens.tolist()[:4] == [0, 1, 2, 0]
+    (tmp_path / "questions-words.txt").write_text(": family\nMan king woman queen\na b c d\n")
+    words = ["king", "man", "queen", "woman"]
+    assert fl.analogy_questions(words).tolist() == [[0, 1, 3, 2]]
+    with raises(DataError, match="no line of four words"):
+        fl.analogy_questions(["king"])
+    (tmp_path / "text8").write_text("King & Queen")
+    with raises(DataError, match="is not text8"):
+        fl.text8(3)
+    with raises(ValueError, match="vocab=1"):
+        fl.text8(1)
+    monkeypatch.delenv("BOOK_DATA")
+    with raises(DataError, match="BOOK_DATA is not set"):
+        fl.text8(3)
+    monkeypatch.setenv("BOOK_DATA", str(tmp_path / "nowhere"))
+    with raises(DataError, match="is no folder"):
+        fl.omniglot("background")
+
+
+def test_omniglot_is_read_from_a_folder_and_from_a_zip(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setenv("BOOK_DATA", str(tmp_path))
+    root = tmp_path / "images_evaluation"
+    for character in ("Latin/character01", "Greek/character01"):
+        (root / character).mkdir(parents=True)
+        for k in range(20):
+            page = Image.new("1", (105, 105), 1)
+            page.paste(0, (0, 0, 105, 30 if character.startswith("Greek") else 75))
+            page.save(root / character / f"{k:02d}.png")
+    pool = fl.omniglot("evaluation", size=7)
+    assert pool.shape == (2, 20, 49)
+    assert_close(pool.mean((1, 2)), torch.tensor([30 / 105, 75 / 105]), 1e-3)  # Greek first
+    with zipfile.ZipFile(tmp_path / "images_background.zip", "w") as archive:
+        for file in sorted(root.rglob("*.png")):
+            archive.write(file, "images_background/" + file.relative_to(root).as_posix())
+    assert_close(fl.omniglot("background", size=7), pool, 1e-12)
+    (root / "Latin/character01/03.png").unlink()
+    with raises(DataError, match="has 19 drawings, expected 20"):
+        fl.omniglot("evaluation")
+    (root / "Latin/character01/03.png").write_bytes(b"no picture")
+    with raises(DataError, match="is not a whole picture"):
+        fl.omniglot("evaluation")
+    (tmp_path / "images_background.zip").write_bytes(b"PK no zip")
+    with raises(DataError, match="is not a whole zip file"):
+        fl.omniglot("background")
+    with raises(ValueError, match="part='test'"):
+        fl.omniglot("test")
+    with raises(ValueError, match="size=0"):
+        fl.omniglot("background", 0)
 
 
 # Errors.
@@ -637,6 +804,52 @@ def test_errors_say_what_is_allowed():
         InfLinear1LP(3, 0)
     with raises(ValueError, match=r"\(n, d\) and \(o, n\)"):
         Linear1LP(torch.ones(3, 2), torch.ones(1, 4))
+    with raises(ValueError, match="weights: shapes"):
+        DeepLinear([torch.ones(3, 2), torch.ones(1, 4)])
+    with raises(ValueError, match="depth=0"):
+        InfLinear(3, 2, 0, 1)
+    with raises(ValueError, match="length=-1"):
+        InfLinear(3, 2, 2, -1)
+    with raises(ValueError, match="3 of them for depth=2"):
+        InfLinear(3, 2, 2, 1, sigma=(1.0, 1.0))
+    with raises(ValueError, match="more than 2,000 words"):
+        InfLinear(3, 2, 3, 40)
+    with raises(ValueError, match="root=2"):
+        fl.word_tree(2, 2, 1)
+    with raises(ValueError, match=r"x must be \(..., 3\), got \(2, 5\)"):
+        InfLinear1LP(3, 2)(torch.ones(2, 5))
+    with raises(ValueError, match="sigma1=nan"):
+        InfLinear1LP(3, 2, sigma1=math.nan)
+    with raises(ValueError, match="bias_alpha"):
+        InfLinear1LP(3, 2, bias_alpha=(1.0,))
+    with raises(TypeError, match="inputs must be torch.float32"):
+        InfKernel1LP("gp", 3, 1)(torch.ones(2, 3, dtype=torch.float64))
+    with raises(ValueError, match="clip=-1"):
+        InfKernel1LP("gp", 3, 1).descend(torch.ones(2, 3), torch.ones(2, 1), 0.1, clip=-1.0)
+    with raises(ValueError, match="clip=-1"):
+        fl.meta_train(InfLinear1LP(3, 2), lambda s: [], 1, inner_lr=0.1, meta_lr=0.1, clip=-1.0)
+    with raises(ValueError, match="returned none"):
+        fl.meta_train(InfLinear1LP(3, 2), lambda s: [], 1, inner_lr=0.1, meta_lr=0.1)
+    with raises(ValueError, match="got none"):
+        fl.meta_accuracy(InfLinear1LP(3, 2), [], 0.1)
+    with raises(ValueError, match="gain=-1"):
+        fl.mup_init_(MLP((4, 8, 2)), 8, gain=-1.0)
+    with raises(ValueError, match="one or more of each"):
+        fl.coordinate_check(lambda n, s: None, (), 1, (None, None), None, 0.1)
+    with raises(ValueError, match="dim=nan"):
+        CBOW(5, math.nan)
+    with raises(ValueError, match="base=0"):
+        CBOW(5, 8, base=0)
+    with raises(ValueError, match=r"context must be \(batch, w\)"):
+        CBOW(5, 8)(torch.tensor([1, 2]))
+    with raises(ValueError, match="got -1"):
+        fl.huffman(torch.tensor([3, -1]))
+    with raises(ValueError, match="questions: words are numbers from 0 to 4"):
+        fl.analogy_answers(torch.eye(5), torch.tensor([[0, 1, 2, 9]]))
+    with raises(ValueError, match="no word left"):
+        fl.analogy_answers(torch.eye(5), torch.tensor([[0, 1, 2, 3]]), torch.tensor([0, 1]))
+    with raises(ValueError, match="size=0"):
+        fl.most_common(["a"], 0)
     with raises(ValueError, match="kind='nngp'"):
         InfKernel1LP("nngp", 3, 1)
     with raises(ValueError, match="only the GP limit"):

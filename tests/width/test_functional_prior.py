@@ -7,6 +7,8 @@ import torch
 from scipy import stats
 from torch import nn
 
+from lib.core.data import Split, digits
+from lib.core.data.real import DataError
 from lib.models.cnn import ConvNet
 from lib.models.gp import matern, rbf
 from lib.models.mlp import MLP
@@ -31,16 +33,19 @@ from lib.width.functional_prior import (
     entropy,
     gaussian,
     gradient_penalty,
+    images,
     log_posterior,
     match_variance,
     maximum_a_posteriori,
     mc_dropout,
     predictive_nll,
+    regression,
     rmse,
     sample_hmc,
     softmax,
     swag,
     train_critic,
+    uci,
     uniform_points,
 )
 from tests.helpers import assert_close, raises
@@ -197,8 +202,8 @@ def test_the_critic_knows_its_slope(gen):
 
 
 def test_gradient_penalty_passes_gradcheck(gen):
-    critic = Critic(3, gen, width=4).double()
-    f = torch.randn(5, 3, generator=gen, dtype=torch.float64)
+    critic = Critic(2, gen, width=3).double()
+    f = torch.randn(3, 2, generator=gen, dtype=torch.float64)
     parameters = [p.detach().clone().requires_grad_() for p in critic.parameters()]
     names = [n for n, _ in critic.named_parameters()]
 
@@ -236,7 +241,7 @@ def test_a_trained_critic_finds_the_sorted_distance(gen):
     f = 1.5 * torch.randn(256, 1, generator=gen) + 0.8
     g = torch.randn(256, 1, generator=gen)
     truth = empirical_w1_1d(f, g).item()
-    found = critic_w1(f, g, gen, steps=250)
+    found = critic_w1(f, g, gen, steps=150, width=32, lr=0.02)
     assert 0.8 * truth < found <= 1.1 * truth + 0.05
     critic = Critic(1, gen, width=8)
     with torch.no_grad():  # a line of slope 1 attains the distance of two samples, one shifted
@@ -373,7 +378,7 @@ def test_sghmc_with_gibbs_and_learned_noise(gen):
     y = x + 0.2 * torch.randn(60, 1, generator=gen)
     prior = BNNPrior(tanh_net(1, 10, 1), "hierarchical")
     sampler = SGHMCPosterior(
-        prior, 0.5, learn_noise=True, burn_in=300, thin=5, resample=20, rate=0.03
+        prior, 0.5, learn_noise=True, burn_in=240, thin=3, resample=20, rate=0.03
     )
     kept = sampler.run(x, y, gen, chains=4, n=20)
     assert kept.samples.shape == (4, 20, prior.size + 1)
@@ -407,20 +412,109 @@ def test_rivals_fit(gen):
     xi = maximum_a_posteriori(line, x, y, like, gen, starts=2, steps=200, lr=0.05)
     for row in xi:  # a Gaussian's mode is its mean
         assert_close(row.double(), mean, 0.01)
-    draws = swag(line, xi[0], x, y, like, draws=400, steps=200, every=10, lr=2e-3, batch=10)
+    draws = swag(line, xi[0], x, y, like, draws=400, steps=120, every=10, lr=2e-3, batch=10)
     assert (draws.mean(0).double() - mean).abs().max() < 0.1 and (draws.std(0) > 1e-4).all()
     ensemble = deep_ensemble(
-        lambda k: tanh_net(1, 8, 1), x, y, like, seeds=range(3), steps=80, lr=0.05
+        lambda k: tanh_net(1, 8, 1), x, y, like, seeds=range(3), steps=50, lr=0.05
     )
     assert ensemble(x).shape == (3, 20, 1) and rmse(ensemble(x), y) < 0.15
     net = MLP((1, 16, 1), nn.Tanh, dropout=0.2)
-    f = mc_dropout(net, x, y, like, x, draws=5, steps=50, lr=0.03)
+    f = mc_dropout(net, x, y, like, x, draws=5, steps=20, lr=0.03)
     assert f.shape == (5, 20, 1) and (f.std(0) > 0).all()
 
 
 def test_correlation_is_one_with_itself(gen):
     f = torch.randn(50, 3, generator=gen)
     assert_close(correlation(f).diagonal(), torch.ones(3), 1e-5)
+
+
+# --------------------------------------------------------------------------------- experiments
+
+
+def test_draws_in_chunks_are_the_same_work(gen):
+    # The inner loop's functions must not depend on how many are drawn at once, but for the order
+    # of random numbers: a Gaussian process of one point has the same marginals.
+    x, gp = torch.zeros(1, 1), GPPrior(amplitude=3.0, outputs=2)
+    mapper = WassersteinMapper(gp, BNNPrior(tanh_net()), uniform_points(1, -1, 1), chunk=7)
+    bag = mapper._bag(gp, x, 50, 20, gen)
+    assert bag.shape == (50, 40, 1) and abs(bag.std() / 3 - 1) < 0.06
+    assert len(bag.unique()) == 2000  # no function comes twice
+
+
+def test_a_table_from_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "uci").mkdir()
+    path = tmp_path / "uci" / "energy.txt"
+    path.write_text("\n".join(f"{i}, {i * i % 7} 5.0 {3 * i + 1}" for i in range(40)) + "\n\n")
+    monkeypatch.setenv("BOOK_DATA", str(tmp_path))
+    split, scale = uci("energy", 0)
+    assert split.x.shape == (36, 3) and split.x_test.shape == (4, 3) and split.y.shape == (36, 1)
+    assert_close(split.y.mean() + 1, torch.tensor(1.0), 1e-5)
+    assert_close(split.x.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), 1e-5)
+    # y = 3 x + 1, so both columns are the same once standardized, on either side of the split
+    assert_close(split.x_test[:, :1], split.y_test, 1e-5)
+    rows = torch.cat([split.y, split.y_test])[:, 0] * scale
+    assert_close(rows.max() - rows.min(), torch.tensor(3.0 * 39), 1e-5)
+    assert not torch.equal(uci("energy", 1)[0].x, split.x)
+    path.write_text("1 2\n3 x\n")
+    with raises(DataError, match="no table of numbers"):
+        uci("energy", 0)
+    with raises(DataError, match="uci/naval.txt"):
+        uci("naval", 0)
+    monkeypatch.delenv("BOOK_DATA")
+    with raises(DataError, match="set BOOK_DATA"):
+        uci("energy", 0)
+    with raises(ValueError, match="boston"):
+        uci("mars", 0)
+
+
+def test_regression_in_units_of_the_target(gen):
+    x = torch.randn(60, 2, generator=gen)
+    y = (x[:, :1] - 0.5 * x[:, 1:]) / 1.118 + 0.05 * torch.randn(60, 1, generator=gen)
+    split = Split(x[:50], y[:50], x[50:], y[50:])
+    small = {
+        "hidden": (8,),
+        "measured": 6,
+        "chains": 2,
+        "kept": 5,
+        "matching": {"n_iter": 2, "n_samples": 8, "critic_steps": 2, "critic": {"width": 8}},
+        "chain": {"burn_in": 100, "thin": 3, "rate": 0.03},
+    }
+    one, ten = (regression(split, "GPi-G", scale=v, **small) for v in (1.0, 10.0))
+    assert one["rmse"] < 0.7  # always guessing 0 scores about 1
+    assert_close(torch.tensor(ten["rmse"]), torch.tensor(10 * one["rmse"]), 1e-5)
+    assert_close(torch.tensor(ten["nll"] - one["nll"]), torch.tensor(math.log(10)), 1e-4)
+
+
+def test_images_through_a_convolutional_network():
+    split = digits(60, 20, image=True)
+    net = ConvNet((2, 3), 10, channels=1, head="flatten", size=8, pool_last=True)
+    found = images(
+        split,
+        net,
+        "GPi-G",
+        far=torch.rand(5, 1, 8, 8),
+        measured=4,
+        chains=2,
+        kept=2,
+        matching={
+            "n_iter": 1,
+            "n_samples": 3,
+            "critic_steps": 2,
+            "chunk": 4,
+            "critic": {"width": 8},
+        },
+        chain={"burn_in": 3, "thin": 1},
+    )
+    assert 0 <= found["accuracy"] <= 1 and found["nll"] > 0
+    assert 0 < found["entropy far out"] <= math.log(10) + 1e-5
+    with raises(ValueError, match="GPi-NF"):
+        images(split, net, "GPi-X")
+
+
+def test_a_prior_takes_its_networks_norms_along(gen):
+    resnet = ResNet([4], 3, channels=1, norm=lambda c: nn.GroupNorm(2, c), preact=True)
+    prior = BNNPrior(resnet).double()
+    assert prior.sample(torch.randn(2, 1, 4, 4).double(), 2, gen).dtype == torch.float64
 
 
 # -------------------------------------------------------------------------------------- errors
@@ -441,6 +535,40 @@ def test_errors(gen):
         (lambda: uniform_points(5, 1, -1), "low"),
         (lambda: WassersteinMapper(GPPrior(), prior, None).fit(0, gen), "n_iter"),
         (lambda: empirical_w1_1d(torch.zeros(2, 1), torch.zeros(3, 1)), "one shape"),
+        (lambda: empirical_w1_1d(torch.zeros(0, 1), torch.zeros(0, 1)), "not empty"),
+        (lambda: GPPrior(length=[]), "length"),
+        (lambda: GPPrior(spread=()), "spread"),
+        (lambda: GPPrior().sample(torch.arange(3)[:, None], 2, gen), "int64"),
+        (lambda: GPPrior().sample(grid() * math.nan, 2, gen), "not finite"),
+        (lambda: GPPrior().sample(grid(), 0, gen), "n=0"),
+        (lambda: prior.sample(grid()[:, 0], 2, gen), "shape"),
+        (lambda: prior.sample(torch.zeros(4, 2), 2, gen), r"\(points, 1\)"),
+        (lambda: prior.weights(torch.zeros(2, 3)), "xi has shape"),
+        (lambda: BNNPrior(tanh_net(), sigma=[1.0, 2.0]), "layers.1.bias"),
+        (lambda: BNNPrior(tanh_net(), sigma=math.inf), "sigma"),
+        (lambda: BNNPrior(tanh_net(), "planar", flows=0), "flows"),
+        (lambda: BNNPrior(MLP((1, 4, 1), nn.Tanh, dropout=0.1)), "dropout"),
+        (lambda: Critic(3, gen)(torch.zeros(4, 2)), "functions, 3"),
+        (
+            lambda: critic_objective(Critic(3, gen), torch.zeros(4, 3), torch.zeros(1, 3), gen),
+            "one shape",
+        ),
+        (lambda: critic_w1(grid(), grid(), gen, steps=0), "steps"),
+        (lambda: critic_w1(grid(), grid(), gen, clip=0.0), "clip"),
+        (lambda: uniform_points(4, -1, 1, d=2, train=torch.zeros(3, 1)), "train"),
+        (lambda: WassersteinMapper(GPPrior(), prior, None, chunk=0), "chunk"),
+        (lambda: correlation(torch.zeros(1, 3)), "2 functions"),
+        (lambda: covariance_error(torch.zeros(4, 3), torch.eye(2)), "K has shape"),
+        (lambda: match_variance(prior, -1.0, grid(), torch.ones(1), gen), "std"),
+        (lambda: gaussian(0.1)(torch.zeros(4, 5, 1), torch.zeros(5)), "outputs of f"),
+        (lambda: rmse(torch.zeros(4, 5, 1), torch.zeros(5)), "outputs of f"),
+        (lambda: softmax(torch.zeros(4, 5, 3), torch.zeros(5)), "integer"),
+        (lambda: SGHMCPosterior(prior, -1.0, learn_noise=True), "above 0"),
+        (lambda: swag(prior, torch.zeros(2, 61), grid(), grid(), softmax), "one start"),
+        (
+            lambda: maximum_a_posteriori(prior, grid(), grid(), gaussian(1.0), gen, steps=0),
+            "steps",
+        ),
         (lambda: gaussian(0.0), "noise"),
         (lambda: log_posterior(prior, None, None, softmax, 0.0), "temperature"),
         (lambda: SGHMCPosterior(prior, softmax, batch=0), "batch"),

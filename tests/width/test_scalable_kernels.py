@@ -208,6 +208,20 @@ def test_the_fused_sum_is_features_times_weights(name):
     assert_close(layer.weight.grad, 2 * (direct @ layer.weight.detach().T).T @ direct, 1e-8)
 
 
+@pytest.mark.parametrize("name", list(all_features(5)))
+def test_empty_batches_and_half_precision(name):
+    features = all_features(5)[name]
+    W = rows(4, features.width, 2)
+    assert features(torch.zeros(0, 3, 5)).shape == (0, 3, features.width)
+    assert features.sum(torch.zeros(0, 3, 5), W).shape == (0, 3, 4)
+    x, w = rows(6, 5, 1, 1.0), rows(4, 5, 3, 1.0)
+    exact, psi, total = features(x), features.weights(w), features.sum(x, W)
+    half, x, w, W = features.bfloat16(), x.bfloat16(), w.bfloat16(), W.bfloat16()
+    for got, truth in ((half(x), exact), (half.weights(w), psi), (half.sum(x, W), total)):
+        assert got.dtype == torch.bfloat16
+        assert_close(got.float(), truth, 0.05)
+
+
 def test_from_linear_converges_to_the_layer():
     dense = nn.Linear(6, 5)
     with torch.no_grad():
@@ -356,6 +370,28 @@ def test_bad_arguments_are_named():
         sk.FourierFeatures(3, 4, gen=g, length=0.0)
     with raises(ValueError, match="width=0"):
         sk.bump(0.0)
+    with raises(ValueError, match="floor=nan"):
+        sk.ReLUFeatures(3, 4, gen=g, floor=math.nan)
+    with raises(TypeError, match="gen: allowed is a torch.Generator, got NoneType"):
+        sk.ReLUFeatures(3, 4, gen=None)
+    with raises(ValueError, match="first 1 cosines .* add up to 0"):
+        sk.reflected_series(torch.tanh, 1.0, 1)  # an odd function has no constant
+    with raises(ValueError, match=r"shapes \(2,\), \(2,\), allowed is \(4,\)"):
+        sk.UniversalFeatures(3, 4, lambda n, g: sk.sine(2, g), gen=g)
+    with raises(ValueError, match="coefficients=.*nan.*finite"):
+        sk.MaclaurinFeatures(3, 4, [0.0, math.nan], gen=g)
+    with raises(ValueError, match=r"\(4, 2\), \(4, 3\), \(4,\): allowed are"):
+        sk.feature_variance(rows(4, 2, 1), rows(4, 3, 1), torch.zeros(4), sk.sine(1, g))
+    for make in (sk.ReLUFeatures, sk.FourierFeatures, sk.UniversalFeatures):
+        phi = make(3, 4, gen=g)
+        with raises(TypeError, match="dtype torch.int64, allowed is the features', torch.float32"):
+            phi(torch.zeros(5, 3, dtype=torch.long))
+        with raises(ValueError, match=rf"W has shape \(2, 3\), allowed is \(k, {phi.width}\)"):
+            phi.sum(torch.zeros(5, 3), torch.zeros(2, 3))
+    with raises(ValueError, match=r"b has shape \(4,\), allowed is \(5,\)"):
+        phi.weights(torch.zeros(5, 3), torch.zeros(4))
+    with raises(ValueError, match="width=inf"):
+        sk.bump(math.inf)
     with raises(ValueError, match="reach=-1"):
         sk.reflected_series(torch.tanh, -1.0, 3)
     with raises(ValueError, match="beyond the constant"):
@@ -380,6 +416,8 @@ def test_bad_layers_are_named():
         sk.SNNKLinear(relu, 2, start="one")
     with raises(ValueError, match="n_out=0"):
         sk.SNNKLinear(relu, 0, gen=g)
+    with raises(ValueError, match="n_out=0"):
+        sk.adapter(relu, 0)
     with raises(TypeError, match="without a gate"):
         sk.uptrain(nn.Sequential(FeedForward(3, 4, gated=True)), lambda d: relu)
     layers = [sk.SNNKLinear(relu, 3, gen=g) for _ in range(2)]
@@ -400,6 +438,12 @@ def test_bad_layers_are_named():
         sk.bundle([sk.SNNKLinear(relu, 3, gen=g, bias=True), sk.SNNKLinear(sine, 2, gen=g)])
     with raises(ValueError, match="Phi has 3 rows and Y 2"):
         sk.fit_bundled_mse(torch.zeros(3, 2), torch.zeros(2, 1), 0.1)
+    with raises(ValueError, match=r"\(3, 2\) and \(3,\): allowed are"):
+        sk.fit_bundled_mse(torch.zeros(3, 2), torch.zeros(3), 0.1)
+    with raises(ValueError, match="Y: .*not finite"):
+        sk.fit_bundled_mse(torch.zeros(3, 2), torch.full((3, 1), math.nan), 0.1)
+    with raises(ValueError, match="ridge=-1.0: allowed is 0 or more"):
+        sk.fit_bundled_mse(torch.zeros(3, 2), torch.zeros(3, 1), -1.0)
     with raises(ValueError, match="none negative"):
         sk.fit_bundled_mse(torch.zeros(2, 2), torch.zeros(2, 1), 0.1, torch.tensor([1.0, -1.0]))
     with raises(ValueError, match="ridge=0"):

@@ -22,7 +22,6 @@ from lib.width.singular_optimality import (
     estimate_risks,
     gaps,
     hermite_activation,
-    hermite_coefficients,
     hermite_dual,
     hilbert_vote,
     koenigs,
@@ -38,6 +37,7 @@ from lib.width.singular_optimality import (
     singular_vote,
     singularity_order,
     two_degrees,
+    unit_coefficients,
 )
 from tests.helpers import assert_close, raises
 
@@ -64,7 +64,7 @@ def points(n, d=3, seed=0):
 # Activations.
 
 
-@pytest.mark.parametrize("d", [2, 3, 4, 7, 10])
+@pytest.mark.parametrize("d", [2, 3, 4, 7, 10, 70])
 def test_optimal_activation_is_the_paper_s(d):
     a = optimal_activation(d)
     paper = [0, 2 ** (-d / 4), math.sqrt(1 - 2 ** (1 - d / 2)), 2 ** (-d / 4)]
@@ -77,6 +77,8 @@ def test_other_degrees():
     a = optimal_activation(1)
     assert_close(a[[1, 7]], torch.full((2,), 0.5**0.5, dtype=torch.float64), 1e-9)
     assert_close(moments(a).B1, 4.0, 1e-9)
+    a = two_degrees(0.9999, 7)  # the lowest order of a pair (1, k) is 2 / (k - 1)
+    assert_close(singularity_order(a), 1 / 3, 1e-3)
     for d, degrees in ((3, (1, 3)), (2, (1, 5)), (5, (1, 2, 4))):
         assert_close(singularity_order(optimal_activation(d, degrees)), d, 1e-9)
     p = 0.3
@@ -94,7 +96,7 @@ def test_moments_of_functions():
     for a in (optimal_activation(3), MIXED):
         m, n = moments(a), moments(hermite_activation(a))
         assert_close([m.A, m.A1, m.B1], [n.A, n.A1, n.B1], 1e-10)
-        assert_close(hermite_coefficients(hermite_activation(a), len(a) - 1), a, 1e-10)
+        assert_close(unit_coefficients(hermite_activation(a), len(a) - 1), a, 1e-10)
 
 
 def test_dual_is_the_average():
@@ -191,7 +193,7 @@ def test_koenigs(d):
 
 
 def test_wide_finite_network_has_this_kernel():
-    """Eight draws at width 4096: 0.02 to 0.05 on five seeds. The scatter has heavy tails."""
+    """Eight draws at width 2048: 0.02 to 0.06 on five seeds. The scatter has heavy tails."""
     a = optimal_activation(3)
     x = points(4)
     found = []
@@ -199,7 +201,7 @@ def test_wide_finite_network_has_this_kernel():
         gen = child(0, "net", k)
         linear = lambda n, m, bias, gen=gen: NTKLinear(n, m, 0.0, 1.0, bias=False, gen=gen)
         act = lambda: Elementwise(hermite_activation(a))
-        net = MLP((3, 4096, 1), act=act, bias=False, linear=linear).double()
+        net = MLP((3, 2048, 1), act=act, bias=False, linear=linear).double()
         found.append(empirical_ntk(net, math.sqrt(3) * x, reduce="trace").detach())
     log, sign = deep_ntk(gaps(x, x), a, [1])
     exact = (sign * log.exp())[0]
@@ -340,6 +342,25 @@ def test_errors():
     x, y = SET_A.sample(10, child(0))
     for call, message in (
         (lambda: optimal_activation(0), "d=0"),
+        (lambda: optimal_activation(math.nan), "d=nan"),
+        (lambda: moments(torch.sign), "it jumps"),
+        (lambda: moments(lambda z: (z > 0).double()), "it jumps"),
+        (lambda: moments(lambda z: torch.exp(z**2)), "root mean square.*infinite"),
+        (lambda: gaps(x, x[:, :2]), "coordinates differ in number, 3 and 2"),
+        (
+            lambda: deep_ntk(torch.tensor([0.5, -1.0]), SQUARE, [3]),
+            "gap: allowed is 0 to 2, got -1",
+        ),
+        (lambda: deep_ntk(torch.tensor([math.nan]), SQUARE, [3]), "gap: .* nan"),
+        (lambda: deep_ntk(1 - S, SQUARE, [2.5]), r"depths=\[2.5\].*whole"),
+        (lambda: log_diagonal(SQUARE, -1), "depth=-1"),
+        (lambda: so.Mixture([(1, 1.0, (1, 1))]), r"labels must be -1 and 1, both, got \[1\]"),
+        (lambda: so.Mixture([(1, 0.5, (1, 1)), (-1, 0.6, (1, 1))]), "sum to 1"),
+        (lambda: so.Mixture([(1, 0.5, (1, 1)), (-1, 0.5, (1,))]), "numbers of parameters differ"),
+        (lambda: SET_A.sample(0, child(0)), "n=0"),
+        (lambda: so.answers_by_depth(SQUARE, [5], x, y[:4], x), "one length above 0, got 10 and 4"),
+        (lambda: so.answers_by_depth(SQUARE, [5], 3 * x, y, x), "x: rows must have length 1"),
+        (lambda: so.agreement(y, y[:3]), r"shapes \(10,\) and \(3,\)"),
         (lambda: optimal_activation(1, (1, 2, 3)), "d=1: no activation of degrees"),
         (lambda: optimal_activation(2, (2, 3)), r"degrees=\(2, 3\)"),
         (lambda: two_degrees(1.0), "p=1.0"),
@@ -357,3 +378,5 @@ def test_errors():
     ):
         with raises(ValueError, match=message):
             call()
+    with raises(RuntimeError, match="call fit"):
+        VoteClassifier(majority_vote).predict(x)

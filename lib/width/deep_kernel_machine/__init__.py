@@ -13,8 +13,10 @@ Implemented, by file: ``kernels`` (kernels of Gram matrices, the KL divergence, 
 the linear case), ``machine`` (the full objective over P by P matrices, Gaussian, noiseless and
 categorical outputs, prediction, the MAP ablation, ``nu = inf`` and ``nu = 0``), ``sparse``
 (inducing points, mini-batches), ``finite`` (the deep Gaussian process or network of finite width,
-sampled by HMC or Langevin steps). Not implemented: flow-based posteriors for networks whose
-features are not Gaussian in the limit (the paper's appendix); they are sampled instead.
+sampled by HMC or Langevin steps), ``network`` (the limit of a neural network, whose features are
+not Gaussian: their law is a normalizing flow, as in the paper's appendix, of our own architecture),
+``tables`` (the paper's regression tables, from a folder of yours).
+Not implemented: the convolutional machines of later papers.
 """
 
 from lib.width.deep_kernel_machine.finite import FiniteDGP
@@ -35,13 +37,16 @@ from lib.width.deep_kernel_machine.machine import (
     TargetGram,
     nngp_predict,
 )
+from lib.width.deep_kernel_machine.network import NetworkDKM
 from lib.width.deep_kernel_machine.sparse import SparseDKM
+from lib.width.deep_kernel_machine.tables import uci
 
 __all__ = [
     "Categorical",
     "DeepKernelMachine",
     "FiniteDGP",
     "Gaussian",
+    "NetworkDKM",
     "SparseDKM",
     "TargetGram",
     "arc_cosine",
@@ -53,4 +58,5 @@ __all__ = [
     "polynomial",
     "squared_exponential",
     "sum_kernel",
+    "uci",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from lib.core.fitting import progress
 from lib.core.mcmc import Chains, hmc, langevin_step
 from lib.width.deep_kernel_machine.kernels import kernel_of
-from lib.width.deep_kernel_machine.machine import DeepKernelMachine, Gaussian
+from lib.width.deep_kernel_machine.machine import DeepKernelMachine, Gaussian, cholesky_or_nan
 
 
 class FiniteDGP:
@@ -72,7 +72,13 @@ class FiniteDGP:
         return self.points * sum(self.widths)
 
     def features(self, theta: Float[Tensor, "*c p"]) -> list[Float[Tensor, "*c points n"]]:
-        """``F_1 .. F_L`` of a state."""
+        """``F_1 .. F_L`` of a state.
+
+        Raises:
+            ValueError: a state of another size.
+        """
+        if theta.shape[-1] != self.size:
+            raise ValueError(f"theta has {theta.shape[-1]} numbers, a state has {self.size}")
         parts = theta.split([self.points * n for n in self.widths], dim=-1)
         shapes = [(self.points, n) for n in self.widths]
         return [L @ z.unflatten(-1, s) for L, z, s in zip(self.factors, parts, shapes)]
@@ -82,16 +88,19 @@ class FiniteDGP:
         return [F @ F.mT / F.shape[-1] for F in self.features(theta)]
 
     def log_density(self, theta: Float[Tensor, "*c p"]) -> Float[Tensor, "*c"]:
-        """The log joint density, up to a constant."""
+        """The log joint density, up to a constant; NaN where a covariance has no factor.
+
+        (A trajectory that runs off is then rejected by the sampler, and stops no other chain.)
+        """
         m, total = self.machine, 0.0
         K = kernel_of(m.G0, m.kernel, m.jitter)
         for F in self.features(theta):
-            L = torch.linalg.cholesky(K)
+            L = cholesky_or_nan(K)
             half = torch.linalg.solve_triangular(L, F, upper=False)
             volume = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             total = total - 0.5 * half.square().sum((-2, -1)) - F.shape[-1] * volume
             K = self._next(F)
-        return total + self.width * m.likelihood.log_prob(K, m.Y)
+        return total + self.width * m.likelihood.density(K, m.Y)
 
     def _next(self, F: Tensor) -> Tensor:
         m = self.machine
@@ -102,7 +111,13 @@ class FiniteDGP:
         return 2 * hidden @ hidden.mT / F.shape[-1] + m.jitter * eye
 
     def prior(self, chains: int, gen: torch.Generator) -> Float[Tensor, "c p"]:
-        """States drawn from the model before it has seen outputs."""
+        """States drawn from the model before it has seen outputs.
+
+        Raises:
+            ValueError: ``chains`` below 1.
+        """
+        if chains < 1:
+            raise ValueError(f"chains={chains}: allowed is 1 or more")
         m, states = self.machine, []
         K = kernel_of(m.G0, m.kernel, m.jitter)
         for L, n in zip(self.factors, self.widths):
@@ -176,7 +191,15 @@ def excess_kurtosis(
     """``E z^4 / (E z^2)^2 - 3`` of the features whitened by ``G``, for each coordinate ``p``.
 
     Zero for a Gaussian law. Columns and leading axes are samples.
+
+    Raises:
+        ValueError: ``G`` is not "p p", or there are no samples.
     """
+    if G.shape != (features.shape[-2],) * 2 or features.numel() == 0:
+        raise ValueError(
+            f"features {tuple(features.shape)}, G {tuple(G.shape)}: allowed are samples of p "
+            "coordinates in the last axis but one, and p by p"
+        )
     z = torch.linalg.solve_triangular(torch.linalg.cholesky(G), features, upper=False)
     z = z.movedim(-2, -1).flatten(0, -2)
     return z.pow(4).mean(0) / z.square().mean(0).square() - 3

@@ -7,6 +7,7 @@ points: of the layer below, the next one knows the Gram matrix and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,10 +28,10 @@ def squared_exponential(length: float = 1.0) -> GramKernel:
     """``exp(-(a - 2 c + b) / (2 length^2))``: the distance read off the Gram matrix.
 
     Raises:
-        ValueError: ``length`` is not above 0.
+        ValueError: ``length`` is not a finite number above 0.
     """
-    if not length > 0:
-        raise ValueError(f"length={length}: allowed is a number above 0")
+    if not 0 < length < math.inf:
+        raise ValueError(f"length={length}: allowed is a finite number above 0")
     return lambda a, b, c: torch.exp(-(a - 2 * c + b) / (2 * length**2))
 
 
@@ -39,7 +40,7 @@ def arc_cosine(normalized: bool = True) -> GramKernel:
 
     Args:
         normalized: first scale every point to length one, so that only angles count and the
-            diagonal of ``K(G)`` is one.
+            diagonal of ``K(G)`` is one. A point of length zero has no angle and makes it NaN.
     """
 
     def kernel(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -55,10 +56,13 @@ def polynomial(degree: int, offset: float = 1.0) -> GramKernel:
     """``(c + offset)^degree``.
 
     Raises:
-        ValueError: ``degree`` below 1 or a negative ``offset``: the kernel is then not positive.
+        ValueError: ``degree`` is no whole number above 0, or ``offset`` not finite and 0 or more:
+            the kernel is then not positive.
     """
-    if degree < 1 or offset < 0:
-        raise ValueError(f"degree={degree}, offset={offset}: allowed are 1 or more and 0 or more")
+    if degree != int(degree) or degree < 1 or not 0 <= offset < math.inf:
+        raise ValueError(
+            f"degree={degree}, offset={offset}: allowed are 1, 2, .. and a finite number >= 0"
+        )
     return lambda a, b, c: (c + offset) ** degree
 
 
@@ -66,13 +70,14 @@ def sum_kernel(*kernels: GramKernel, weights: Sequence[float] | None = None) -> 
     """A weighted sum of kernels, with weights one where none are given.
 
     Raises:
-        ValueError: no kernels, another number of weights, a negative weight.
+        ValueError: no kernels, another number of weights, one that is negative or not finite.
     """
     weights = [1.0] * len(kernels) if weights is None else list(weights)
-    if not kernels or len(weights) != len(kernels) or min(weights) < 0:
+    finite = all(0 <= w < math.inf for w in weights)
+    if not kernels or len(weights) != len(kernels) or not finite:
         raise ValueError(
             f"weights={weights} for {len(kernels)} kernels: allowed is one kernel or more, and a "
-            "weight of 0 or more for each"
+            "finite weight of 0 or more for each"
         )
     return lambda a, b, c: sum(w * kernel(a, b, c) for w, kernel in zip(weights, kernels))
 
@@ -98,9 +103,10 @@ def kl_gram(
             where the three terms above cancel, it keeps its digits.
 
     Raises:
-        ValueError: matrices of other shapes, or one that is not positive definite.
+        ValueError: matrices of other shapes, or one that is not finite, symmetric and positive
+            definite.
     """
-    if G.shape != K.shape or G.shape[-1] != G.shape[-2]:
+    if G.shape != K.shape or G.ndim < 2 or G.shape[-1] != G.shape[-2]:
         raise ValueError(f"G {tuple(G.shape)} and K {tuple(K.shape)} must be square, of one shape")
     L_G, L_K = _factor(G, "G"), _factor(K, "K")
     if taylor:
@@ -141,16 +147,18 @@ def linear_dkm_closed_form(
         nu: ``depth + 1`` numbers above 0, the output's last; equal ones if None.
 
     Raises:
-        ValueError: ``depth`` below 1, shapes that differ, ``nu`` of another length or not above 0,
-            a matrix that is not positive definite.
+        ValueError: ``depth`` below 1, matrices that are not square and of one shape, ``nu`` of
+            another length or not finite and above 0, a matrix that is not positive definite.
     """
-    if depth < 1:
-        raise ValueError(f"depth={depth}: allowed is 1 or more")
-    if G0.shape != Gout.shape:
-        raise ValueError(f"G0 {tuple(G0.shape)} and Gout {tuple(Gout.shape)} must have one shape")
+    if depth != int(depth) or depth < 1:
+        raise ValueError(f"depth={depth}: allowed is a whole number, 1 or more")
+    if G0.shape != Gout.shape or G0.ndim != 2 or G0.shape[0] != G0.shape[1]:
+        raise ValueError(
+            f"G0 {tuple(G0.shape)} and Gout {tuple(Gout.shape)} must be square, of one shape"
+        )
     nu = [1.0] * (depth + 1) if nu is None else [float(v) for v in nu]
-    if len(nu) != depth + 1 or min(nu) <= 0:
-        raise ValueError(f"nu={nu}: allowed are {depth + 1} numbers above 0, one per layer")
+    if len(nu) != depth + 1 or not all(0 < v < math.inf for v in nu):
+        raise ValueError(f"nu={nu}: allowed are {depth + 1} finite numbers above 0, one per layer")
     L, _ = _factor(G0, "G0"), _factor(Gout, "Gout")
     half = torch.linalg.solve_triangular(L, Gout, upper=False)
     M = torch.linalg.solve_triangular(L, half.mT, upper=False)
@@ -175,7 +183,11 @@ def _growth(values: Tensor, nu: Tensor) -> Tensor:
 
 
 def _factor(G: Tensor, name: str) -> Tensor:
+    if not G.is_floating_point() or not torch.isfinite(G).all():
+        raise ValueError(f"{name} ({G.dtype}): allowed are finite floating-point numbers")
+    if G.numel() and (G - G.mT).abs().max() > 1e-4 * G.abs().max():  # only half of it is read
+        raise ValueError(f"{name} is not symmetric")
     L, info = torch.linalg.cholesky_ex(G)
-    if info.any() or not torch.isfinite(L).all():
+    if info.any():
         raise ValueError(f"{name} is not positive definite; a little jitter on its diagonal helps")
     return L

@@ -28,21 +28,31 @@ class Gaussian:
     times ``KL( N(0, Y Y^T / columns) || N(0, K) )``, plus a constant where ``Y Y^T`` is regular.
 
     Raises:
-        ValueError: a negative variance.
+        ValueError: a variance that is negative or not finite.
     """
 
     def __init__(self, noise: float) -> None:
-        if noise < 0:
-            raise ValueError(f"noise={noise}: a variance cannot be negative")
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"noise={noise}: allowed is a finite variance of 0 or more")
         self.noise = noise
 
     def start(self, Y: Float[Tensor, "p o"], dtype: torch.dtype) -> list[Tensor]:
+        """What is fitted besides the layers: nothing. Refuses a ``Y`` that is not a matrix."""
+        if Y.ndim != 2 or not torch.isfinite(Y).all():
+            raise ValueError(
+                f"Y has shape {tuple(Y.shape)}: allowed are finite numbers, one column per output"
+            )
         return []
 
     def log_prob(self, K: Float[Tensor, "*b p p"], Y: Float[Tensor, "p o"]) -> Float[Tensor, "*b"]:
-        L, info = torch.linalg.cholesky_ex(_shifted(K, self.noise))
-        if info.any():
+        value = self.density(K, Y)
+        if not torch.isfinite(value).all():
             raise ValueError(f"K(G_L) is singular with noise={self.noise}; raise it or the jitter")
+        return value
+
+    def density(self, K: Float[Tensor, "*b p p"], Y: Float[Tensor, "p o"]) -> Float[Tensor, "*b"]:
+        """The same for many matrices, of which some may fail: NaN for those."""
+        L = cholesky_or_nan(_shifted(K, self.noise))
         half = torch.linalg.solve_triangular(L, Y.expand(*K.shape[:-2], *Y.shape), upper=False)
         volume = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         p, o = Y.shape
@@ -67,6 +77,10 @@ class TargetGram:
         self.nu = nu
 
     def start(self, Y: Float[Tensor, "p p"], dtype: torch.dtype) -> list[Tensor]:
+        if Y.ndim != 2 or Y.shape[0] != Y.shape[1]:
+            raise ValueError(
+                f"Y has shape {tuple(Y.shape)}: allowed is a Gram matrix, {len(Y)} by {len(Y)}"
+            )
         return []
 
     def log_prob(self, K: Float[Tensor, "p p"], Y: Float[Tensor, "p p"]) -> Float[Tensor, ""]:
@@ -94,6 +108,7 @@ class Categorical:
         self.fitted: list[Tensor] = []
 
     def start(self, Y: Int[Tensor, "p"], dtype: torch.dtype) -> list[Tensor]:
+        check_labels(Y, self.classes)
         p, new = len(Y), {"dtype": dtype, "device": Y.device}
         self.noise = torch.randn(self.samples, p, self.classes, generator=self.gen).to(**new)
         self.fitted = [torch.zeros(p, self.classes, **new), torch.eye(p, **new)]
@@ -117,6 +132,18 @@ class Categorical:
         ).to(mean)
         logits = mean + var.clamp(min=0).sqrt()[:, None] * noise
         return logits.softmax(-1).mean(0), var
+
+
+def check_labels(Y: Tensor, classes: int) -> None:
+    """
+    Raises:
+        ValueError: not one whole number from 0 to ``classes - 1`` per point.
+    """
+    if Y.ndim != 1 or Y.is_floating_point() or (len(Y) and not 0 <= Y.min() <= Y.max() < classes):
+        raise ValueError(
+            f"labels of shape {tuple(Y.shape)} and {Y.dtype}: allowed is one whole number from 0 "
+            f"to {classes - 1} per point"
+        )
 
 
 def output_kl(m: Float[Tensor, "p c"], S: Float[Tensor, "p p"]) -> Float[Tensor, ""]:
@@ -160,6 +187,7 @@ class DeepKernelMachine:
         terms: the objective and its parts at these.
 
     Raises:
+        TypeError: a likelihood of another class.
         ValueError: arguments outside what is allowed.
     """
 
@@ -175,10 +203,15 @@ class DeepKernelMachine:
         parametrization: Literal["whitened", "full", "cholesky"] = "whitened",
         iterations: int = 500,
     ) -> None:
-        if depth < 1 or iterations < 0 or jitter < 0:
+        if depth != int(depth) or depth < 1 or iterations < 0 or not 0 <= jitter < math.inf:
             raise ValueError(
-                f"depth={depth}, iterations={iterations}, jitter={jitter}: allowed are >= 1, >= 0 "
-                "and >= 0"
+                f"depth={depth}, iterations={iterations}, jitter={jitter}: allowed are 1, 2, .., "
+                ">= 0 and a finite number >= 0"
+            )
+        if not isinstance(likelihood, (Gaussian, TargetGram, Categorical)):
+            raise TypeError(
+                f"likelihood is a {type(likelihood).__name__}: allowed are Gaussian, TargetGram, "
+                "Categorical"
             )
         if penalty not in ("kl", "map"):
             raise ValueError(f"penalty={penalty!r}: allowed are 'kl' and 'map'")
@@ -201,13 +234,21 @@ class DeepKernelMachine:
                 layers), which shows whether there is one optimum.
 
         Raises:
-            ValueError: ``X`` and ``Y`` differ in length; a kernel's matrix is not positive
-                definite; the optimization left the finite numbers.
+            ValueError: ``X`` is no matrix of finite numbers, or ``Y`` not what the likelihood
+                takes; they differ in length; a kernel's matrix is not positive definite; the
+                optimization left the finite numbers.
         """
-        if len(X) != len(Y):
-            raise ValueError(f"X has {len(X)} rows and Y {len(Y)}: allowed is one number")
+        if X.ndim != 2 or 0 in X.shape or not torch.isfinite(X).all():
+            raise ValueError(
+                f"X has shape {tuple(X.shape)}: allowed are finite numbers, one row per point and "
+                "at least one column"
+            )
+        if Y.ndim == 0 or len(X) != len(Y):
+            raise ValueError(
+                f"X has {len(X)} rows and Y shape {tuple(Y.shape)}: allowed is one length"
+            )
         self.X = X.double()
-        self.Y = Y.double() if Y.is_floating_point() else Y
+        self.Y = Y if isinstance(self.likelihood, Categorical) else Y.double()
         self.G0 = self.X @ self.X.mT / X.shape[1]
         moving = [layer for layer in range(self.depth) if self.nu[layer] < math.inf]
         V = dict(zip(moving, self._start(moving)))
@@ -306,8 +347,20 @@ class DeepKernelMachine:
         return self.likelihood.predict(Kii, Kti, ktt, self.Y)
 
     def kernels(self, x: Float[Tensor, "t d"]) -> tuple[Tensor, Tensor, Tensor]:
-        """``K(G_L)`` among training points, across, and its diagonal at the new ones."""
-        x, columns = x.double(), x.shape[1]
+        """``K(G_L)`` among training points, across, and its diagonal at the new ones.
+
+        Raises:
+            ValueError: before ``fit``, or ``x`` has other columns than the training points.
+        """
+        if not hasattr(self, "grams"):
+            raise ValueError("call fit(X, Y) first")
+        columns = self.X.shape[1]
+        if x.ndim != 2 or x.shape[1] != columns or not torch.isfinite(x).all():
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: allowed are finite numbers in {columns} columns, "
+                "as in training"
+            )
+        x = x.double()
         across, own = x @ self.X.mT / columns, x.square().sum(-1) / columns
         blocks = [self.G0, *self.grams]
         return propagate(self.kernel, blocks, across, own, self.jitter)
@@ -354,7 +407,17 @@ def nngp_predict(
 
     Written without the machine, from the kernel alone; ``DeepKernelMachine`` with
     ``nu = math.inf`` gives the same.
+
+    Raises:
+        ValueError: ``depth`` or ``jitter`` below 0, or shapes that do not fit together.
     """
+    if depth < 0 or not 0 <= jitter < math.inf:
+        raise ValueError(f"depth={depth}, jitter={jitter}: allowed are >= 0 and finite, >= 0")
+    if len(X) != len(Y) or X.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"X {tuple(X.shape)}, Y {tuple(Y.shape)}, x {tuple(x.shape)}: allowed are as many rows "
+            "in Y as in X, and as many columns in x"
+        )
     X, x, n = X.double(), x.double(), X.shape[1]
     K, across, own = X @ X.mT / n, x @ X.mT / n, x.square().sum(-1) / n
     for _ in range(depth + 1):
@@ -369,13 +432,19 @@ def per_layer(nu: float | Sequence[float], depth: int) -> list[float]:
     Raises:
         ValueError: another count, or a number below 0.
     """
-    values = [float(nu)] * depth if isinstance(nu, (int, float)) else [float(v) for v in nu]
+    given = torch.as_tensor(nu, dtype=torch.float64)
+    values = given.expand(depth).tolist() if given.ndim == 0 else given.flatten().tolist()
     if len(values) != depth or not all(v >= 0 for v in values):
         raise ValueError(f"nu={nu}: allowed is one number of 0 or more, or {depth} of them")
     return values
 
 
 def _cholesky(K: Tensor, layer: int) -> Tensor:
+    if not torch.isfinite(K).all():
+        raise ValueError(
+            f"the kernel of layer {layer + 1} is not finite; a point of length zero has no angle "
+            "for arc_cosine(normalized=True)"
+        )
     L, info = torch.linalg.cholesky_ex(K)
     if info.any():
         raise ValueError(
@@ -383,6 +452,12 @@ def _cholesky(K: Tensor, layer: int) -> Tensor:
             "kernel needs as many input columns as points)"
         )
     return L
+
+
+def cholesky_or_nan(K: Float[Tensor, "*b p p"]) -> Float[Tensor, "*b p p"]:
+    """Cholesky factors of many matrices; NaN for one that has none, and the others as usual."""
+    L, info = torch.linalg.cholesky_ex(K)
+    return L.masked_fill((info > 0)[..., None, None], math.nan)
 
 
 def _shifted(K: Tensor, value: float) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lib.models.gp import sparse_predict
 from lib.width.deep_kernel_machine.kernels import GramKernel, kernel_of, kl_ratio
-from lib.width.deep_kernel_machine.machine import output_kl, per_layer
+from lib.width.deep_kernel_machine.machine import check_labels, output_kl, per_layer, propagate
 
 
 class SparseDKM(nn.Module):
@@ -59,8 +60,14 @@ class SparseDKM(nn.Module):
             )
         if likelihood not in ("categorical", "gaussian"):
             raise ValueError(f"likelihood={likelihood!r}: allowed are 'categorical', 'gaussian'")
-        if not noise > 0 or jitter < 0:
-            raise ValueError(f"noise={noise}, jitter={jitter}: allowed are > 0 and >= 0")
+        if not 0 < noise < math.inf or not 0 <= jitter < math.inf:
+            raise ValueError(f"noise={noise}, jitter={jitter}: allowed are finite, > 0 and >= 0")
+        usable = inducing.is_floating_point() and inducing.ndim == 2 and inducing.numel() > 0
+        if not usable or not torch.isfinite(inducing).all():
+            raise ValueError(
+                f"inducing has shape {tuple(inducing.shape)} and {inducing.dtype}: allowed are "
+                "finite floating-point numbers, one row per point"
+            )
         self.kernel, self.jitter, self.nu = kernel, jitter, per_layer(nu, depth)
         self.likelihood, self.samples = likelihood, samples
         new = {"dtype": inducing.dtype, "device": inducing.device}
@@ -79,34 +86,25 @@ class SparseDKM(nn.Module):
     def forward(self, x: Float[Tensor, "t d"]) -> tuple[Float[Tensor, "t o"], Float[Tensor, "t"]]:
         """Mean and variance of the function before the likelihood, at ``x``.
 
-        The same conditionals as in ``machine.propagate``, in the coordinates that are learned:
-        with ``H = L^-1 K_it`` they need one factorization a layer and no inverse.
+        The output layer has mean ``L m`` and covariance ``L S S^T L^T`` at the inducing points,
+        ``L`` the Cholesky factor of ``K(G_L)`` there.
+
+        Raises:
+            ValueError: ``x`` has other columns or another dtype than the inducing points.
         """
-        G, across, own = self._inputs(x)
-        for nu, M in zip(self.nu, self.M):
-            Kii, Kti, ktt = self._kernels(G, across, own)
-            if nu == math.inf:
-                G, across, own = Kii, Kti, ktt
-                continue
-            L, H = _halves(Kii, Kti)
-            root, MH = L @ M, M.mT @ H
-            G, across = root @ root.mT, (root @ MH).mT
-            own = ktt - H.square().sum(0) + MH.square().sum(0)
-        Kii, Kti, ktt = self._kernels(G, across, own)
-        _, H = _halves(Kii, Kti)
-        var = ktt - H.square().sum(0) + (self.S.mT @ H).square().sum(0)
+        n = self.X.shape[1]
+        if x.ndim != 2 or x.shape[1] != n or x.dtype != self.X.dtype:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and {x.dtype}: allowed are {n} columns of "
+                f"{self.X.dtype}, like the inducing points"
+            )
+        across, own = x @ self.X.mT / n, x.square().sum(-1) / n
+        Kii, Kti, ktt = propagate(self.kernel, self.grams(), across, own, self.jitter)
+        L = torch.linalg.cholesky(Kii)
+        root = L @ self.S
+        mean, var = sparse_predict(Kii, Kti.mT, ktt, L @ self.mean, root @ root.mT)
         scale = self.log_scale.exp()
-        return scale * (H.mT @ self.mean), scale**2 * var
-
-    def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Inner products of inducing inputs, of ``x`` with them, and of ``x`` with itself."""
-        n = x.shape[1]
-        return self.X @ self.X.mT / n, x @ self.X.mT / n, x.square().sum(-1) / n
-
-    def _kernels(self, G: Tensor, across: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        Kti = self.kernel(own[:, None], G.diagonal()[None], across)
-        ktt = self.kernel(own, own, own) + self.jitter
-        return kernel_of(G, self.kernel, self.jitter), Kti, ktt
+        return scale * mean, scale**2 * var
 
     def grams(self) -> list[Float[Tensor, "i i"]]:
         """``[G_0, G_1, .., G_L]`` at the inducing points."""
@@ -121,7 +119,16 @@ class SparseDKM(nn.Module):
     def probabilities(
         self, x: Float[Tensor, "t d"], gen: torch.Generator, samples: int = 32
     ) -> Float[Tensor, "t o"]:
-        """Class probabilities, averaged over draws of the function."""
+        """Class probabilities, averaged over draws of the function.
+
+        Raises:
+            ValueError: the likelihood is not categorical, or ``samples`` is below 1.
+        """
+        if self.likelihood != "categorical" or samples < 1:
+            raise ValueError(
+                f"likelihood={self.likelihood!r}, samples={samples}: allowed are 'categorical' "
+                "and 1 or more"
+            )
         return self._draws(*self(x), gen, samples).softmax(-1).mean(0)
 
     def elbo(
@@ -133,18 +140,25 @@ class SparseDKM(nn.Module):
             y: classes "t", or values "t o".
 
         Raises:
-            ValueError: ``x`` and ``y`` differ in length, or ``total`` is smaller than the batch.
+            ValueError: ``x`` and ``y`` differ in length, ``total`` is smaller than the batch, the
+                batch is empty, or ``y`` is not what the likelihood takes.
         """
-        if len(x) != len(y) or total < len(x):
+        if not 0 < len(x) == len(y) <= total:
             raise ValueError(
-                f"x has {len(x)} rows, y {len(y)} and total={total}: allowed is one number, and "
-                "a total at least as large"
+                f"x has {len(x)} rows, y {len(y)} and total={total}: allowed is one number above "
+                "0, and a total at least as large"
             )
         mean, var = self(x)
         if self.likelihood == "categorical":
+            check_labels(y, mean.shape[1])
             logits = self._draws(mean, var, gen, self.samples).log_softmax(-1)
             fit = logits[:, torch.arange(len(y), device=y.device), y].mean()
         else:
+            if y.shape != mean.shape:
+                raise ValueError(
+                    f"y has shape {tuple(y.shape)}: allowed is {tuple(mean.shape)}, one column "
+                    "per output"
+                )
             noise = self.log_noise.exp()
             missed = (y - mean).square() + var[:, None]
             density = -0.5 * (missed / noise + self.log_noise + math.log(2 * math.pi))
@@ -161,9 +175,3 @@ class SparseDKM(nn.Module):
             samples, *mean.shape, generator=gen, dtype=mean.dtype, device=gen.device
         )
         return mean + var.clamp(min=0).sqrt()[:, None] * noise.to(mean)
-
-
-def _halves(Kii: Tensor, Kti: Tensor) -> tuple[Tensor, Tensor]:
-    """``L`` with ``L L^T = K_ii``, and ``L^-1 K_it``."""
-    L = torch.linalg.cholesky(Kii)
-    return L, torch.linalg.solve_triangular(L, Kti.mT, upper=False)

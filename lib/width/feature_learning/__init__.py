@@ -11,10 +11,14 @@ great width does: its hidden features move, or it trains as a fixed kernel machi
 - ``limits``: the exact muP limit of the linear network with one hidden layer, which is an ordinary
   network of width d + o; the GP and NTK limits as sums of kernels that grow with training; wide
   networks as stand-ins for limits without a small exact form.
+- ``deep``: the exact muP limit of linear networks of any depth, an ordinary network that starts as
+  a tree.
 - ``word2vec``: CBOW at any width with three losses, a small language of relations, analogies.
 - ``maml``: meta-learning of all of these, first and second order.
+- ``real``: text8 with its analogies, and Omniglot, for the full scale.
 
-Not implemented: the exact limits of deeper muP networks, whose description grows with every step.
+Not implemented: the muP limit of nonlinear networks, whose description the paper gives but which
+has no finite form (``wide_proxy`` stands in for it), and biases in the deep linear limit.
 
 Symbols: ``n`` width, ``m = n / base``, ``d`` inputs, ``o`` outputs, ``L`` hidden layers
 (the nonlinearities), ``r`` the power of 1/n by which features move.
@@ -32,6 +36,7 @@ from lib.width.feature_learning.abc import (
     ntk,
     standard,
 )
+from lib.width.feature_learning.deep import DeepLinear, InfLinear, tree_start, word_tree
 from lib.width.feature_learning.limits import (
     GP1LP,
     InfKernel1LP,
@@ -48,6 +53,7 @@ from lib.width.feature_learning.maml import (
     meta_accuracy,
     meta_train,
 )
+from lib.width.feature_learning.real import analogy_questions, omniglot, text8
 from lib.width.feature_learning.word2vec import (
     CBOW,
     Relations,
@@ -68,8 +74,10 @@ __all__ = [
     "ABCMLP",
     "ABCParam",
     "CBOW",
+    "DeepLinear",
     "GP1LP",
     "InfKernel1LP",
+    "InfLinear",
     "InfLinear1LP",
     "Linear1LP",
     "MetaStep",
@@ -78,6 +86,7 @@ __all__ = [
     "Tree",
     "analogy_accuracy",
     "analogy_answers",
+    "analogy_questions",
     "coordinate_check",
     "episode",
     "glyphs",
@@ -94,10 +103,14 @@ __all__ = [
     "mup_optimizer",
     "negative_loss",
     "ntk",
+    "omniglot",
     "softmax_loss",
     "standard",
     "subsample",
+    "text8",
     "text_windows",
+    "tree_start",
     "unigram_table",
     "wide_proxy",
+    "word_tree",
 ]

@@ -157,7 +157,7 @@ class ABCMLP(nn.Module):
             )
         if len(set(widths[1:-1])) != 1:
             raise ValueError(f"widths={list(widths)}: hidden layers must have one width")
-        if base < 1 or gain <= 0:
+        if base < 1 or not 0 < gain < math.inf:
             raise ValueError(f"base={base}, gain={gain}: allowed are base >= 1 and gain > 0")
         if isinstance(activation, str) and activation not in ACTIVATIONS:
             raise ValueError(
@@ -173,6 +173,7 @@ class ABCMLP(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch o"]:
+        check_inputs(x, self.widths[0])
         h = self.layers[0](x)
         for layer in self.layers[1:]:
             h = layer(math.sqrt(self.gain) * self._act(h))
@@ -218,8 +219,13 @@ def mup_init_(
 
     Shifting every layer by ``t = -a_l`` removes the multipliers and leaves the variances 1/d,
     gain/n, and ``gain / (base m^2)`` for the output, ``m = n / base_width``.
+
+    Raises:
+        ValueError: hidden widths that differ, a ``gain`` or ``base_width`` that is not positive.
     """
     m = _relative_width(model, base_width)
+    if not 0 < gain < math.inf:
+        raise ValueError(f"gain={gain}: allowed is more than 0")
     last = len(model.layers) - 1
     for l, layer in enumerate(model.layers):
         variance = 1 / layer.in_features if l == 0 else gain / (base_width * m)
@@ -291,9 +297,15 @@ def coordinate_check(
     Returns:
         One row per width, seed and layer: ``width, seed, layer, change``. Layer ``l`` is ``h^l``
         before its nonlinearity; the last one is called ``"f"``.
+
+    Raises:
+        ValueError: ``steps`` below 1, no width or no seed, a model without ``layers``.
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: allowed is 1 or more")
+    widths, seeds = list(widths), list(seeds)
+    if not widths or not seeds:
+        raise ValueError(f"widths={widths}, seeds={seeds}: allowed is one or more of each")
     optimizer = optimizer or (lambda model, lr: model.sgd(lr))
     x, y = data
     rows = []
@@ -316,6 +328,8 @@ def coordinate_check(
 @torch.no_grad()
 def layer_outputs(model: nn.Module, x: Float[Tensor, "batch d"]) -> list[Float[Tensor, "batch _"]]:
     """``h^1, ..., h^L, f``: what each module of ``model.layers`` returns for ``x``."""
+    if not hasattr(model, "layers"):
+        raise ValueError(f"model: allowed is a network with a list `layers`, got {type(model)}")
     found: list[Tensor] = []
     handles = [
         layer.register_forward_hook(lambda module, inputs, out: found.append(out))
@@ -336,6 +350,12 @@ def _relative_width(model: MLP, base_width: int) -> float:
     if base_width < 1:
         raise ValueError(f"base_width={base_width}: allowed is 1 or more")
     return hidden.pop() / base_width
+
+
+def check_inputs(x: Tensor, d: int) -> None:
+    """The last axis of ``x`` has ``d`` numbers, or a ``ValueError`` says so."""
+    if x.ndim < 1 or x.shape[-1] != d:
+        raise ValueError(f"x must be (..., {d}), got {tuple(x.shape)}")
 
 
 def _check_depth(depth: int) -> None:

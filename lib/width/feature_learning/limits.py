@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lib.core.ensemble import Ensemble, fit_ensemble
 from lib.models.infinite_width import relu_dual
-from lib.width.feature_learning.abc import ABCMLP
+from lib.width.feature_learning.abc import ABCMLP, check_inputs
 
 
 class Linear1LP(nn.Module):
@@ -37,6 +37,8 @@ class Linear1LP(nn.Module):
             raise ValueError(
                 f"U and V must be (n, d) and (o, n), got {tuple(U.shape)} and {tuple(V.shape)}"
             )
+        if len(bias_alpha) != 2:
+            raise ValueError(f"bias_alpha={bias_alpha}: allowed is a pair (beta_1, beta_2)")
         self.U, self.V = nn.Parameter(U.clone()), nn.Parameter(V.clone())
         self.alpha, self.bias_alpha = alpha, tuple(bias_alpha)
         biased = [beta != 0 for beta in bias_alpha]
@@ -56,12 +58,14 @@ class Linear1LP(nn.Module):
         gen: torch.Generator | None = None,
     ) -> Linear1LP:
         """A network of width ``n`` as it starts."""
-        _check_sizes(d=d, o=o, n=n)
+        check_sizes(d=d, o=o, n=n)
+        _check_sigmas(sigma1, sigma2)
         U = sigma1 / math.sqrt(n) * torch.randn(n, d, generator=gen)
         V = sigma2 / math.sqrt(n) * torch.randn(o, n, generator=gen)
         return cls(U, V, alpha, bias_alpha)
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch o"]:
+        check_inputs(x, self.U.shape[1])
         h = nn.functional.linear(x, self.U)
         if self.b1 is not None:
             h = h + self.bias_alpha[0] * self.b1
@@ -112,13 +116,13 @@ class InfLinear1LP(Linear1LP):
         bias_alpha: tuple[float, float] = (0.0, 0.0),
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check_sizes(d=d, o=o)
+        check_sizes(d=d, o=o)
         U, V = inf_linear_start(d, o, sigma1, sigma2, dtype)
         super().__init__(U, V, alpha, bias_alpha)
 
     def sample(self, n: int, gen: torch.Generator | None = None) -> Linear1LP:
         """A network of width ``n`` in this state: one ``omega`` for U, V and the hidden bias."""
-        _check_sizes(n=n)
+        check_sizes(n=n)
         omega = torch.randn(n, len(self.U), generator=gen).to(self.U) / math.sqrt(n)
         net = Linear1LP(
             omega @ self.U.detach(), self.V.detach() @ omega.T, self.alpha, self.bias_alpha
@@ -139,6 +143,7 @@ def inf_linear_start(
     dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "h d"], Float[Tensor, "o h"]]:
     """``U_eff = [sigma1 I; 0]`` and ``V_eff = [0, sigma2 I]`` with ``h = d + o``."""
+    _check_sigmas(sigma1, sigma2)
     U, V = torch.zeros(d + o, d, dtype=dtype), torch.zeros(o, d + o, dtype=dtype)
     U[:d].fill_diagonal_(sigma1)
     V[:, d:].fill_diagonal_(sigma2)
@@ -154,7 +159,7 @@ def wide_proxy(
     steps: int,
     eta: float,
 ) -> Ensemble:
-    """A stand-in for limits without a small exact form (deeper or nonlinear networks).
+    """A stand-in for limits without a small exact form, such as those of nonlinear networks.
 
     Trains ``members`` wide networks ``make(k)`` of one kind side by side; ``ensemble(x)`` has
     their outputs "members batch o". The mean estimates the limit, the standard deviation over
@@ -197,7 +202,7 @@ class InfKernel1LP:
     ) -> None:
         if kind not in ("gp", "ntk"):
             raise ValueError(f"kind={kind!r}: allowed are 'gp' and 'ntk'")
-        _check_sizes(d=d, o=o)
+        check_sizes(d=d, o=o)
         if var_w <= 0 or var_b < 0 or var_w2 < 0:
             raise ValueError(
                 f"var_w={var_w}, var_b={var_b}, var_w2={var_w2}: allowed are var_w > 0, the others "
@@ -212,6 +217,8 @@ class InfKernel1LP:
         return len(self.C)
 
     def __call__(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch o"]:
+        if x.dtype != self.X.dtype:
+            raise TypeError(f"inputs must be {self.X.dtype}, got {x.dtype}")
         return self.kernel(x, self.X) @ self.C
 
     def kernel(
@@ -253,6 +260,11 @@ class InfKernel1LP:
                 f"x and delta must be (batch, {self.d}) and (batch, {self.o}), got "
                 f"{tuple(x.shape)} and {tuple(delta.shape)}"
             )
+        if lr < 0 or weight_decay < 0 or (clip is not None and not clip > 0):
+            raise ValueError(
+                f"lr={lr}, weight_decay={weight_decay}, clip={clip}: allowed are 0 or more, and "
+                "clip > 0 or None"
+            )
         if clip is not None:
             delta = delta * min(1.0, clip / (self.gradient_norm(x, delta) + 1e-12))
         self.X = torch.cat([self.X, x])
@@ -274,7 +286,7 @@ class InfKernel1LP:
         """
         if self.kind != "gp":
             raise ValueError("sample: only the GP limit's state is one of a finite network")
-        _check_sizes(n=n)
+        check_sizes(n=n)
         U = math.sqrt(self.var_w) * torch.randn(n, self.d, generator=gen).to(self.X)
         b = math.sqrt(self.var_b) * torch.randn(n, generator=gen).to(self.X)
         V = (torch.relu(self.X @ U.T + b).T @ self.C).T / math.sqrt(n)
@@ -296,10 +308,16 @@ class GP1LP(nn.Module):
         return torch.relu(x @ self.U.T + self.b) @ self.V.T / math.sqrt(len(self.U))
 
 
-def _check_sizes(**sizes: int) -> None:
+def check_sizes(**sizes: int) -> None:
+    """Every size is 1 or more, or a ``ValueError`` names it."""
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name}={value}: allowed is 1 or more")
+
+
+def _check_sigmas(sigma1: float, sigma2: float) -> None:
+    if not (0 <= sigma1 < math.inf and 0 <= sigma2 < math.inf):
+        raise ValueError(f"sigma1={sigma1}, sigma2={sigma2}: allowed are finite numbers >= 0")
 
 
 __all__ = [
@@ -307,6 +325,7 @@ __all__ = [
     "InfKernel1LP",
     "InfLinear1LP",
     "Linear1LP",
+    "check_sizes",
     "inf_linear_start",
     "wide_proxy",
 ]

@@ -53,6 +53,11 @@ def maml_step(
     """
     if inner_steps < 0:
         raise ValueError(f"inner_steps={inner_steps}: allowed is 0 or more")
+    if not len(task.x) or not len(task.x_test):
+        raise ValueError(
+            f"task: {len(task.x)} samples to adapt to and {len(task.x_test)} to judge; allowed is "
+            "1 or more of each"
+        )
     if isinstance(model, InfKernel1LP):
         return kernel_step(model, task, inner_lr, inner_steps, first_order, loss)
     params = dict(model.named_parameters())
@@ -107,9 +112,16 @@ def meta_train(
         clip: largest norm of the mean meta-gradient.
         compact_every: steps after which a kernel limit merges the terms of equal samples.
     """
+    if steps < 0 or compact_every < 1 or (clip is not None and not clip > 0):
+        raise ValueError(
+            f"steps={steps}, compact_every={compact_every}, clip={clip}: allowed are steps >= 0, "
+            "compact_every >= 1, clip > 0 or None"
+        )
     history = []
     for step in progress(range(steps), "meta-training"):
         batch = tasks(step)
+        if not batch:
+            raise ValueError(f"tasks({step}) returned none; allowed is 1 or more")
         done = [maml_step(model, t, inner_lr, inner_steps, first_order, loss) for t in batch]
         if isinstance(model, InfKernel1LP):
             x = torch.cat([s.gradient[0] for s in done])
@@ -134,6 +146,8 @@ def meta_accuracy(
 ) -> float:
     """Mean accuracy on the tasks' test samples after adaptation."""
     done = [maml_step(model, t, inner_lr, inner_steps, True, loss).accuracy for t in tasks]
+    if not done:
+        raise ValueError("tasks: allowed is 1 or more, got none")
     return sum(done) / len(done)
 
 
@@ -177,7 +191,7 @@ def episode(
     pick = torch.rand(ways, samples, generator=gen).argsort(1)[:, : shots + test_shots]
     both = x[chosen[:, None], pick]
     train, test = both[:, :shots].flatten(0, 1), both[:, shots:].flatten(0, 1)
-    label = torch.arange(ways)
+    label = torch.arange(ways, device=x.device)
     return Task(train, label.repeat_interleave(shots), test, label.repeat_interleave(test_shots))
 
 

@@ -19,7 +19,8 @@ class CBOW(nn.Module):
     """Scores of the word in the middle, ``V`` times the mean of the context's columns of ``U``.
 
     This is the linear one-hidden-layer network on an average of one-hot inputs. Rows of ``U``
-    "vocab n" are the embeddings.
+    "vocab n" are the embeddings. Gradients are those of the loss; the first Word2Vec code leaves
+    the mean out of U's gradient, which multiplies U's rate by the number of context words.
 
     Args:
         dim: the width n, or ``math.inf`` for the muP limit, an ordinary network whose width is
@@ -52,10 +53,12 @@ class CBOW(nn.Module):
             raise ValueError(
                 f"vocab={vocab}, outputs={outputs}: allowed are vocab >= 2, outputs >= 1"
             )
-        if dim != math.inf and (dim != int(dim) or dim < 1):
+        if dim != math.inf and not (dim >= 1 and dim == int(dim)):
             raise ValueError(f"dim={dim}: allowed is a whole number >= 1, or math.inf")
         if parametrization not in ("mup", "ntk"):
             raise ValueError(f"parametrization={parametrization!r}: allowed are 'mup' and 'ntk'")
+        if base < 1:
+            raise ValueError(f"base={base}: allowed is 1 or more")
         if parametrization == "ntk" and dim == math.inf:
             raise ValueError("dim=inf: in the NTK limit the embeddings stay as they start")
         self.vocab, self.dim = vocab, dim
@@ -72,6 +75,10 @@ class CBOW(nn.Module):
 
     def hidden(self, context: Int[Tensor, "batch w"]) -> Float[Tensor, "batch n"]:
         """The mean of the context words' embeddings."""
+        if context.ndim != 2 or not context.shape[1]:
+            raise ValueError(
+                f"context must be (batch, w) with w >= 1 words, got {tuple(context.shape)}"
+            )
         return F.embedding_bag(context, self.U, mode="mean")
 
     def forward(self, context: Int[Tensor, "batch w"]) -> Float[Tensor, "batch outputs"]:
@@ -145,11 +152,13 @@ def huffman(counts: Int[Tensor, "vocab"]) -> Tree:
     """The tree of the hierarchical softmax: rare words get long paths.
 
     Raises:
-        ValueError: fewer than two words.
+        ValueError: fewer than two words, a negative count.
     """
     vocab = len(counts)
     if vocab < 2:
         raise ValueError(f"counts: a tree needs two words or more, got {vocab}")
+    if (counts < 0).any():
+        raise ValueError(f"counts: allowed is 0 or more, got {int(counts.min())}")
     heap = [(int(count), i) for i, count in enumerate(counts.tolist())]
     heapq.heapify(heap)
     parent: dict[int, tuple[int, int]] = {}
@@ -247,8 +256,10 @@ class Relations(NamedTuple):
 
     def questions(self, n: int, gen: torch.Generator) -> Int[Tensor, "n 4"]:
         """``n`` quadruples ``(i,a), (i,b), (j,b), (j,a)`` with ``i != j``, ``a != b``."""
-        if self.bases < 2 or self.attributes < 2:
-            raise ValueError(f"{self}: an analogy needs two bases and two attributes")
+        if n < 0 or self.bases < 2 or self.attributes < 2:
+            raise ValueError(
+                f"n={n}, {self}: allowed is n >= 0; an analogy needs two bases and two attributes"
+            )
 
         def two_of(k: int) -> Tensor:
             first = torch.randint(k, (n,), generator=gen)
@@ -269,7 +280,14 @@ def analogy_answers(
     """The word nearest to ``u_1 - u_2 + u_3``, by cosine, among ``candidates``.
 
     Embeddings get unit norm first; the three words of the question are not allowed as answers.
+
+    Raises:
+        ValueError: a number that is no word, a question without a candidate.
     """
+    vocab = len(embeddings)
+    for name, words in {"questions": questions, "candidates": candidates}.items():
+        if words is not None and words.numel() and not 0 <= words.min() <= words.max() < vocab:
+            raise ValueError(f"{name}: words are numbers from 0 to {vocab - 1}")
     unit = F.normalize(embeddings, dim=1)
     first, second, third = (unit[questions[:, k]] for k in range(3))
     cosines = (first - second + third) @ unit.T
@@ -278,6 +296,8 @@ def analogy_answers(
         closed[candidates] = False
         cosines = cosines.masked_fill(closed, -math.inf)
     cosines = cosines.scatter(1, questions[:, :3], -math.inf)
+    if len(cosines) and cosines.amax(1).min() == -math.inf:
+        raise ValueError("candidates: a question has no word left that may be its answer")
     return cosines.argmax(1)
 
 
@@ -298,7 +318,7 @@ def subsample(
     tokens: Int[Tensor, "n"], threshold: float, gen: torch.Generator
 ) -> Bool[Tensor, "n"]:
     """Which tokens to keep: a word of frequency f with probability ``sqrt(t/f) + t/f``."""
-    if threshold <= 0:
+    if not threshold > 0:
         raise ValueError(f"threshold={threshold}: allowed is more than 0")
     frequency = tokens.bincount().double() / len(tokens)
     keep = (threshold / frequency).sqrt() + threshold / frequency
@@ -323,6 +343,8 @@ def text_windows(
 
 def most_common(words: Sequence[str], size: int) -> tuple[list[str], Int[Tensor, "n"]]:
     """The ``size`` most frequent words, and the text in their numbers, other words left out."""
+    if size < 1:
+        raise ValueError(f"size={size}: allowed is 1 or more")
     counts: dict[str, int] = {}
     for word in words:
         counts[word] = counts.get(word, 0) + 1

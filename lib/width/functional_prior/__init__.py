@@ -9,12 +9,14 @@ network's functions are near it in Wasserstein distance, played by a critic at r
 
 Read in this order: ``match`` (the distance, the critic and the tuning: the idea itself), ``priors``
 (the target, and networks with Gaussian, hierarchical and flow priors), ``posterior`` (chains under
-a prior, scores, and the rivals: maximum a posteriori, deep ensembles, dropout, SWAG).
+a prior, scores, and the rivals: maximum a posteriori, deep ensembles, dropout, SWAG),
+``experiments`` (the paper's tables and images, at full size).
 
 Not implemented: the search over the Gaussian process's own hyper-parameters (they are given, or
 log-normal), and prior layers for normalization: such layers keep their numbers.
 """
 
+from lib.width.functional_prior.experiments import PRIORS, UCI, images, prior_named, regression, uci
 from lib.width.functional_prior.match import (
     Critic,
     WassersteinMapper,
@@ -57,9 +59,11 @@ __all__ = [
     "BNNPrior",
     "Critic",
     "GPPrior",
+    "PRIORS",
     "PlanarFlow",
     "SGHMCPosterior",
     "SylvesterFlow",
+    "UCI",
     "WassersteinMapper",
     "class_probabilities",
     "classification_scores",
@@ -74,15 +78,19 @@ __all__ = [
     "entropy",
     "gaussian",
     "gradient_penalty",
+    "images",
     "log_posterior",
     "match_variance",
     "maximum_a_posteriori",
     "mc_dropout",
     "predictive_nll",
+    "prior_named",
+    "regression",
     "rmse",
     "sample_hmc",
     "softmax",
     "swag",
     "train_critic",
+    "uci",
     "uniform_points",
 ]

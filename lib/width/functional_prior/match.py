@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lib.core.fitting import History, progress
 from lib.core.schedules import schedule
-from lib.width.functional_prior.priors import BNNPrior
+from lib.width.functional_prior.priors import BNNPrior, inverse_softplus
 
 
 @runtime_checkable
@@ -64,6 +64,11 @@ class Critic(nn.Module):
         return value, back
 
     def _hidden(self, f: Tensor) -> tuple[Tensor, list[Tensor]]:
+        if f.ndim != 2 or f.shape[1] != self.W[0].shape[1]:
+            raise ValueError(
+                f"f has shape {tuple(f.shape)}: allowed is (functions, {self.W[0].shape[1]}), the "
+                "points that this critic was made for"
+            )
         inner = []
         for W, b in zip(list(self.W)[:-1], list(self.b)[:-1], strict=True):
             inner.append(F.linear(f, W, b))
@@ -97,7 +102,12 @@ def critic_objective(
     penalty: float = 10.0,
     one_sided: bool = False,
 ) -> Float[Tensor, ""]:
-    """What the critic raises: ``mean phi(f) - mean phi(g)``, less the penalty between them."""
+    """What the critic raises: ``mean phi(f) - mean phi(g)``, less the penalty between them.
+
+    Raises:
+        ValueError: ``f`` and ``g`` differ in shape.
+    """
+    _same_shape(f, g)
     share = torch.rand(len(f), 1, generator=gen, device=gen.device).to(f)
     between, n = share * f + (1 - share) * g, len(f)
     value, slope = critic.value_and_slope(torch.cat([f, g, between]), skip=2 * n)
@@ -122,7 +132,13 @@ def train_critic(
     Args:
         clip: bound on the critic's weights, in place of the penalty (the first Wasserstein GAN).
         tolerance: stop when the gradient's norm is below it.
+
+    Raises:
+        ValueError: ``f`` and ``g`` differ in shape, ``clip`` not above 0.
     """
+    _same_shape(f, g)
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip={clip}: allowed is a bound above 0, or None")
     for step, (a, b) in enumerate(zip(f, g, strict=True)):
         if clip is None:
             goal = critic_objective(critic, a, b, gen, penalty=penalty, one_sided=one_sided)
@@ -156,6 +172,8 @@ class WassersteinMapper:
         critic: arguments of ``Critic``: ``width``, ``depth``.
         critic_optimizer: factory over the critic's parameters; Adagrad of rate 0.01 if None.
         reinit_critic: a new critic in every iteration, as in the paper; or one that goes on.
+        chunk: most functions drawn at once for the inner loop. Without it all of an iteration are
+            drawn together, which for convolutions is more than a memory holds.
         more: ``penalty``, ``one_sided``, ``clip``, ``tolerance`` of ``train_critic``.
     """
 
@@ -168,12 +186,15 @@ class WassersteinMapper:
         critic: Mapping[str, int] | None = None,
         critic_optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         reinit_critic: bool = True,
+        chunk: int | None = None,
         **more: Any,
     ) -> None:
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk={chunk}: allowed is 1 or more, or None")
         self.target, self.bnn, self.points = target, bnn, points
         self.critic_sizes = dict(critic or {})
         self.critic_optimizer = critic_optimizer or (lambda p: torch.optim.Adagrad(p, lr=0.01))
-        self.reinit_critic, self.more = reinit_critic, more
+        self.reinit_critic, self.chunk, self.more = reinit_critic, chunk, more
 
     def fit(
         self,
@@ -193,8 +214,9 @@ class WassersteinMapper:
             callback: its values are added to the row.
 
         Raises:
-            ValueError: ``n_iter``, ``n_samples`` or ``critic_steps`` below 1.
-            FloatingPointError: the hyper-parameters are no longer finite.
+            ValueError: ``n_iter``, ``n_samples`` or ``critic_steps`` below 1, or the two priors'
+                functions differ in shape.
+            FloatingPointError: the distance or the hyper-parameters are no longer finite.
         """
         if min(n_iter, n_samples, critic_steps) < 1:
             raise ValueError(
@@ -215,6 +237,11 @@ class WassersteinMapper:
             taken = train_critic(critic, f, g, gen, optimizer=inner, **self.more)
             f, g = (p.sample(x, n_samples, gen) for p in self._pair)
             w1 = f.shape[-1] * difference(critic, _flat(f), _flat(g))
+            if not torch.isfinite(w1):
+                raise FloatingPointError(
+                    f"the critic's difference is {w1.item()} at step {step}: the functions drawn, "
+                    "or the critic's weights, are not finite"
+                )
             outer.param_groups[0]["lr"] = lr * rate(step)
             outer.zero_grad(set_to_none=True)
             w1.backward()
@@ -234,9 +261,10 @@ class WassersteinMapper:
     def _pair(self) -> tuple[nn.Module, FunctionPrior]:
         return self.bnn, self.target
 
-    @staticmethod
-    def _bag(prior: FunctionPrior, x: Tensor, steps: int, n: int, gen) -> Tensor:
-        found = prior.sample(x, steps * n, gen).unflatten(0, (steps, n))
+    def _bag(self, prior: FunctionPrior, x: Tensor, steps: int, n: int, gen) -> Tensor:
+        most, total = self.chunk or steps * n, steps * n
+        parts = [prior.sample(x, min(most, total - k), gen) for k in range(0, total, most)]
+        found = torch.cat(parts).unflatten(0, (steps, n))
         # Each output is a function of its own to the critic: "steps (n o) m".
         return found.mT.flatten(1, 2)
 
@@ -245,14 +273,25 @@ def _flat(f: Float[Tensor, "n m o"]) -> Float[Tensor, "no m"]:
     return f.mT.flatten(0, 1)
 
 
+def _same_shape(f: Tensor, g: Tensor) -> None:
+    if f.shape != g.shape or not f.numel():
+        raise ValueError(
+            f"f has shape {tuple(f.shape)}, g {tuple(g.shape)}: allowed is one shape, not empty"
+        )
+
+
 def uniform_points(m: int, low: float, high: float, d: int = 1, train: Tensor | None = None):
     """``gen -> "m d"``: points uniform in a box, half of them from ``train`` where it is given.
 
     Raises:
-        ValueError: ``m`` below 1, or ``low`` not below ``high``.
+        ValueError: ``m`` or ``d`` below 1, ``low`` not below ``high``, or ``train`` is not "n d".
     """
-    if m < 1 or not low < high:
-        raise ValueError(f"m={m}, low={low}, high={high}: allowed are m >= 1 and low < high")
+    if min(m, d) < 1 or not -math.inf < low < high < math.inf:
+        raise ValueError(
+            f"m={m}, d={d}, low={low}, high={high}: allowed are m, d >= 1 and low < high, finite"
+        )
+    if train is not None and (train.ndim != 2 or len(train) < 1 or train.shape[1] != d):
+        raise ValueError(f"train has shape {tuple(train.shape)}: allowed is (1 row or more, d={d})")
 
     def draw(gen: torch.Generator) -> Tensor:
         x = low + (high - low) * torch.rand(m, d, generator=gen, device=gen.device)
@@ -280,7 +319,12 @@ def critic_w1(
     An unfinished critic gives far too little; a penalty that is soft allows a little too much.
     One-sided by default: on a line, a two-sided penalty is a wall at slope 0, and a critic that
     starts on the wrong side of it may end with the distance's negative.
+
+    Raises:
+        ValueError: ``steps`` below 1, or the samples differ in shape.
     """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: allowed is 1 or more")
     critic = Critic(f.shape[1], gen, width=width).to(f.device)
     inner = torch.optim.Adam(critic.parameters(), lr=lr, betas=(0.5, 0.9))
     train_critic(
@@ -300,21 +344,37 @@ def empirical_w1_1d(f: Float[Tensor, "n *rest"], g: Float[Tensor, "n *rest"]) ->
     """``W1`` of two samples of numbers: mean distance after sorting, for each trailing entry.
 
     Raises:
-        ValueError: the samples differ in shape.
+        ValueError: the samples differ in shape, or are empty.
     """
-    if f.shape != g.shape:
-        raise ValueError(f"f has shape {tuple(f.shape)}, g {tuple(g.shape)}: allowed is one shape")
+    _same_shape(f, g)
     return (f.sort(0).values - g.sort(0).values).abs().mean(0)
 
 
 def correlation(f: Float[Tensor, "n m"]) -> Float[Tensor, "m m"]:
-    """Correlation of ``f(x)`` and ``f(x')`` over functions."""
-    return torch.corrcoef(f.mT)
+    """Correlation of ``f(x)`` and ``f(x')`` over functions; NaN where ``f(x)`` never varies.
+
+    Raises:
+        ValueError: fewer than two functions.
+    """
+    _several(f)
+    return torch.corrcoef(f.mT).reshape(f.shape[1], f.shape[1])
 
 
 def covariance_error(f: Float[Tensor, "n m"], K: Float[Tensor, "m m"]) -> float:
-    """``|cov f - K| / |K|`` in the Frobenius norm."""
-    return ((torch.cov(f.mT) - K.to(f)).norm() / K.norm()).item()
+    """``|cov f - K| / |K|`` in the Frobenius norm.
+
+    Raises:
+        ValueError: fewer than two functions, or ``K`` is not of their points.
+    """
+    _several(f)
+    if K.shape != (f.shape[1], f.shape[1]):
+        raise ValueError(f"K has shape {tuple(K.shape)}: allowed is {(f.shape[1],) * 2}")
+    return ((torch.cov(f.mT).reshape(K.shape) - K.to(f)).norm() / K.norm()).item()
+
+
+def _several(f: Tensor) -> None:
+    if f.ndim != 2 or len(f) < 2:
+        raise ValueError(f"f has shape {tuple(f.shape)}: allowed is (2 functions or more, points)")
 
 
 def match_variance(
@@ -331,16 +391,18 @@ def match_variance(
     the square over ``x``, with ``std``.
 
     Raises:
-        ValueError: the prior is hierarchical.
+        ValueError: the prior is hierarchical, or ``std`` or the grid is not above 0.
     """
     if prior.kind == "hierarchical":
         raise ValueError("match_variance sets sigma, which a hierarchical prior has not")
+    if not std > 0 or not len(grid) or not (grid > 0).all():
+        raise ValueError(f"std={std}, grid={grid.tolist()}: allowed are numbers above 0")
     with torch.no_grad():
         xi, errors = prior.draw(n, gen), []
         for value in grid:
-            prior.rho.copy_(torch.log(torch.expm1(value)).expand_as(prior.rho))
+            prior.rho.copy_(inverse_softplus(value).expand_as(prior.rho))
             spread = prior.functions(xi, x).square().mean().sqrt()
             errors.append((spread - std).abs())
         best = grid[torch.stack(errors).argmin()]
-        prior.rho.copy_(torch.log(torch.expm1(best)).expand_as(prior.rho))
+        prior.rho.copy_(inverse_softplus(best).expand_as(prior.rho))
     return best.item()

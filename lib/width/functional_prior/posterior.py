@@ -26,13 +26,17 @@ LogLikelihood = Callable[[Tensor, Tensor], Tensor]
 def gaussian(noise: float) -> LogLikelihood:
     """``log N(y; f, noise^2)`` at every point, summed over outputs: ("c m o", "m o") -> "c m".
 
+    The points' own batch axes, "c m o" for ``y`` too, are allowed.
+
     Raises:
-        ValueError: ``noise``, a standard deviation, is not above 0.
+        ValueError: ``noise``, a standard deviation, is not above 0; or, when called, ``y`` has not
+            the last axes of ``f``.
     """
     if not noise > 0:
         raise ValueError(f"noise={noise}: allowed is a standard deviation above 0")
 
     def log_p(f: Tensor, y: Tensor) -> Tensor:
+        _same_points(f, y)
         each = -0.5 * ((y - f) / noise).square() - math.log(noise) - 0.5 * math.log(2 * math.pi)
         return each.sum(-1)
 
@@ -40,7 +44,16 @@ def gaussian(noise: float) -> LogLikelihood:
 
 
 def softmax(f: Float[Tensor, "*c m o"], y: Int[Tensor, "*m"]) -> Float[Tensor, "*c m"]:
-    """``log softmax(f)_y`` at every point."""
+    """``log softmax(f)_y`` at every point.
+
+    Raises:
+        ValueError: ``y`` is not one integer a point.
+    """
+    if y.is_floating_point() or not y.ndim or y.shape != f.shape[:-1][-y.ndim :]:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)} and {y.dtype}, f {tuple(f.shape)}: allowed is one "
+            "integer a point"
+        )
     return torch.log_softmax(f, -1).gather(-1, y.expand(f.shape[:-1])[..., None])[..., 0]
 
 
@@ -89,7 +102,8 @@ class SGHMCPosterior:
     The potential is ``(N / batch sum of NLL - log prior) / T``. A hierarchical prior's variances
     are not walked in: every ``resample`` steps they are drawn from their conditional law,
     ``sigma_l^2 ~ InverseGamma(alpha + n_l / 2, beta + sum w^2 / 2)``, with ``w`` the weights times
-    ``sqrt(D_in)``, and the chain walks in ``w``. ``learn_noise`` adds the log of a Gaussian
+    ``sqrt(D_in)``, and the chain walks in ``w``. (This conditional law is that of ``T = 1``; at
+    another temperature only the walk is tempered.) ``learn_noise`` adds the log of a Gaussian
     likelihood's noise as a last coordinate, standard normal around ``log noise``.
 
     Args:
@@ -121,10 +135,10 @@ class SGHMCPosterior:
                 f"temperature={temperature}, batch={batch}, resample={resample}: allowed are a "
                 "number above 0, 1 or more, 1 or more"
             )
-        if learn_noise is callable(likelihood):
+        if learn_noise is callable(likelihood) or (learn_noise and not likelihood > 0):
             raise ValueError(
-                "likelihood: allowed is a noise to start from with learn_noise=True, "
-                "and a function without it"
+                f"likelihood={likelihood!r}: allowed is a noise above 0 to start from with "
+                "learn_noise=True, and a function without it"
             )
         self.prior, self.likelihood, self.learn_noise = prior, likelihood, learn_noise
         self.batch, self.temperature, self.resample = batch, temperature, resample
@@ -185,6 +199,7 @@ class SGHMCPosterior:
         f = self.prior.functions(self._xi(theta), x)
         if not self.learn_noise:
             return self.likelihood(f, y)
+        _same_points(f, y)
         s = theta[:, -1][:, None, None] + math.log(self.likelihood)
         each = -0.5 * ((y - f) * torch.exp(-s)).square() - s - 0.5 * math.log(2 * math.pi)
         return each.sum(-1)
@@ -233,6 +248,15 @@ def conditional_precision(
     return draws.to(squares) / (beta + squares / 2)
 
 
+def _same_points(f: Tensor, y: Tensor) -> None:
+    # A "m" in place of a "m 1" would broadcast to every pair of points.
+    if y.ndim < 2 or y.shape != f.shape[-y.ndim :]:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}, f {tuple(f.shape)}: allowed are the points and "
+            "outputs of f"
+        )
+
+
 # ------------------------------------------------------------------------------------- scores
 
 
@@ -245,7 +269,12 @@ def predictive_nll(
 
 
 def rmse(f: Float[Tensor, "s m o"], y: Float[Tensor, "m o"]) -> Float[Tensor, ""]:
-    """Root mean squared error of the mean function."""
+    """Root mean squared error of the mean function.
+
+    Raises:
+        ValueError: ``y`` has not the points and outputs of ``f``.
+    """
+    _same_points(f, y)
     return (f.mean(0) - y).square().mean().sqrt()
 
 
@@ -284,7 +313,13 @@ def maximum_a_posteriori(
     steps: int = 500,
     lr: float = 0.01,
 ) -> Float[Tensor, "starts p"]:
-    """The most probable ``xi``, from several starts at once, by Adam."""
+    """The most probable ``xi``, from several starts at once, by Adam.
+
+    Raises:
+        ValueError: ``starts`` or ``steps`` below 1.
+    """
+    if min(starts, steps) < 1:
+        raise ValueError(f"starts={starts}, steps={steps}: allowed is 1 or more")
     with torch.no_grad():
         xi = prior.draw(starts, gen)
     xi.requires_grad_()
@@ -337,8 +372,10 @@ def mc_dropout(
     Gal and Ghahramani, 2016, arXiv 1506.02142.
 
     Raises:
-        ValueError: ``net`` has no dropout that is above 0.
+        ValueError: ``net`` has no dropout that is above 0, or ``draws`` below 1.
     """
+    if draws < 1:
+        raise ValueError(f"draws={draws}: allowed is 1 or more")
     if not any(isinstance(m, nn.Dropout) and m.p > 0 for m in net.modules()):
         raise ValueError("net has no dropout: build it with dropout above 0")
     with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator
@@ -377,13 +414,16 @@ def swag(
     2019, arXiv 1902.02476).
 
     Raises:
-        ValueError: fewer than two states would be collected, or ``rank`` below 2.
+        ValueError: fewer than two states would be collected, ``rank`` below 2, ``draws`` or
+            ``batch`` below 1, or ``xi`` is not one start.
     """
-    if steps < 2 * every or rank < 2:
+    if every < 1 or steps < 2 * every or rank < 2 or min(draws, batch) < 1:
         raise ValueError(
-            f"steps={steps}, every={every}, rank={rank}: allowed are two states and two columns "
-            "or more"
+            f"steps={steps}, every={every}, rank={rank}, draws={draws}, batch={batch}: allowed are "
+            "two states and two columns or more, and 1 or more of the rest"
         )
+    if xi.shape != (prior.size,):
+        raise ValueError(f"xi has shape {tuple(xi.shape)}: allowed is ({prior.size},), one start")
     theta = xi.detach().clone()[None].requires_grad_()
     batch, states = min(batch, len(x)), []
     opt = torch.optim.SGD([theta], lr=lr, momentum=0.9)

@@ -49,11 +49,12 @@ class GPPrior:
         outputs: int = 1,
     ) -> None:
         self.length = torch.as_tensor(length, dtype=torch.float64)
-        if not (self.length > 0).all() or self.length.ndim > 1:
+        good = (self.length > 0) & self.length.isfinite()
+        if not self.length.numel() or not good.all() or self.length.ndim > 1:
             raise ValueError(f"length={length}: allowed are numbers above 0, one or one an input")
-        if not amplitude > 0:
+        if not 0 < amplitude < math.inf:
             raise ValueError(f"amplitude={amplitude}: allowed is a number above 0")
-        if min(spread) < 0 or len(spread) != 2:
+        if len(spread) != 2 or not all(0 <= v < math.inf for v in spread):
             raise ValueError(f"spread={spread}: allowed are two numbers of 0 or more")
         if outputs < 1:
             raise ValueError(f"outputs={outputs}: allowed is 1 or more")
@@ -69,11 +70,17 @@ class GPPrior:
         length = self.length.to(x1.device)
         return self.amplitude**2 * self.kernel(x1.double() / length, x2.double() / length)
 
-    def sample(self, x: Float[Tensor, "m d"], n: int, gen: torch.Generator) -> Tensor:
+    def sample(self, x: Float[Tensor, "m *d"], n: int, gen: torch.Generator) -> Tensor:
         """``n`` functions at the points ``x``: "n m outputs", in ``x``'s precision.
 
-        The covariance is factorized in float64, with what jitter it needs.
+        The covariance is factorized in float64, with what jitter it needs; where ``spread`` is
+        above 0 there is one for each function, ``8 n outputs m^2`` bytes. Images are flattened.
+
+        Raises:
+            ValueError: no functions or points asked for, points that are not finite.
         """
+        check_points(x, n)
+        x = x.flatten(1)
         draw = lambda *shape: torch.randn(
             *shape, generator=gen, dtype=torch.float64, device=gen.device
         ).to(x.device)
@@ -125,7 +132,8 @@ class BNNPrior(nn.Module):
         size: length of ``xi``.
 
     Raises:
-        ValueError: an unknown kind, a scale not above 0, a network without weights.
+        ValueError: an unknown kind, a scale not above 0 or not one for each tensor, a network
+            without weights or with dropout at work.
     """
 
     def __init__(
@@ -149,20 +157,31 @@ class BNNPrior(nn.Module):
         self._net = [net]
         self.kind, self.shared, self.blocks = kind, shared, blocks(net)
         self.count = sum(b.size for b in self.blocks)
-        start = torch.as_tensor(sigma, dtype=torch.float32).expand(len(self.blocks)).clone()
+        if any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in net.modules()):
+            raise ValueError("net has dropout at work, and a draw must be one function: net.eval()")
+        if flows < 1 or rank < 1:
+            raise ValueError(f"flows={flows}, rank={rank}: allowed is 1 or more")
+        start = torch.as_tensor(sigma, dtype=torch.float32)
+        if start.ndim > 1 or start.ndim == 1 and len(start) != len(self.blocks):
+            names = ", ".join(b.name for b in self.blocks)
+            raise ValueError(
+                f"sigma={sigma}: allowed are one number or {len(self.blocks)}, for {names}"
+            )
+        start = start.expand(len(self.blocks)).clone()
         if raw:
             start = start * torch.tensor([b.fan_in for b in self.blocks]).sqrt()
-        if not (start > 0).all() or not shape > 0 or not rate > 0:
+        numbers = [*start.tolist(), shape, rate]
+        if not all(0 < v < math.inf for v in numbers):
             raise ValueError(
                 f"sigma={sigma}, shape={shape}, rate={rate}: allowed are numbers above 0"
             )
         if kind == "hierarchical":
             self.size = self.count + len(self.blocks)
-            self.shape_ = nn.Parameter(_inverse_softplus(torch.full_like(start, shape)))
-            self.rate_ = nn.Parameter(_inverse_softplus(torch.full_like(start, rate)))
+            self.shape_ = nn.Parameter(inverse_softplus(torch.full_like(start, shape)))
+            self.rate_ = nn.Parameter(inverse_softplus(torch.full_like(start, rate)))
         else:
             self.size = self.count
-            self.rho = nn.Parameter(_inverse_softplus(start))
+            self.rho = nn.Parameter(inverse_softplus(start))
         if kind in ("planar", "sylvester"):
             gen = torch.Generator().manual_seed(0) if gen is None else gen
             make = PlanarFlow if kind == "planar" else SylvesterFlow
@@ -185,7 +204,13 @@ class BNNPrior(nn.Module):
         return F.softplus(self.shape_), F.softplus(self.rate_)
 
     def draw(self, n: int, gen: torch.Generator) -> Float[Tensor, "n p"]:
-        """``n`` draws of ``xi``. Precisions carry the gradient in ``psi`` with them."""
+        """``n`` draws of ``xi``. Precisions carry the gradient in ``psi`` with them.
+
+        Raises:
+            ValueError: ``n`` below 1.
+        """
+        if n < 1:
+            raise ValueError(f"n={n}: allowed is 1 or more")
         like = next(self.parameters())
         xi = torch.randn(n, self.count, generator=gen, device=gen.device).to(like)
         if self.kind != "hierarchical":
@@ -209,7 +234,13 @@ class BNNPrior(nn.Module):
         return log_p
 
     def weights(self, xi: Float[Tensor, "n p"]) -> Weights:
-        """The networks' tensors, each with a leading axis ``n``."""
+        """The networks' tensors, each with a leading axis ``n``.
+
+        Raises:
+            ValueError: ``xi`` has not ``size`` numbers a row.
+        """
+        if xi.ndim != 2 or xi.shape[1] != self.size:
+            raise ValueError(f"xi has shape {tuple(xi.shape)}: allowed is (draws, {self.size})")
         parts = xi[:, : self.count].split([b.size for b in self.blocks], 1)
         if self.kind == "hierarchical":
             scales = torch.exp(-0.5 * xi[:, self.count :]).unbind(1)
@@ -228,11 +259,34 @@ class BNNPrior(nn.Module):
         return evaluate(self._net[0], self.weights(xi), x)
 
     def sample(self, x: Tensor, n: int, gen: torch.Generator) -> Tensor:
-        """``n`` functions of the prior at the points ``x``: "n m outputs"."""
+        """``n`` functions of the prior at the points ``x``: "n m outputs".
+
+        Raises:
+            ValueError: no functions or points asked for, points that are not finite.
+        """
+        check_points(x, n)
         return self.functions(self.draw(n, gen), x)
+
+    def _apply(self, fn, recurse: bool = True):
+        # The network's own numbers, those of its normalization layers, move along.
+        self._net[0]._apply(fn)
+        return super()._apply(fn, recurse)
 
 
 KINDS = ("gaussian", "hierarchical", "planar", "sylvester")
+
+
+def check_points(x: Tensor, n: int) -> None:
+    """Raises ValueError unless ``n >= 1`` functions can be drawn at ``x``."""
+    if n < 1:
+        raise ValueError(f"n={n}: allowed is 1 or more")
+    if not x.is_floating_point() or x.ndim < 2 or not x.numel():
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and {x.dtype}: allowed are floating-point numbers, "
+            "one point or more along the first axis"
+        )
+    if not torch.isfinite(x).all():
+        raise ValueError("x has entries that are not finite")
 
 
 def blocks(net: nn.Module) -> list[Block]:
@@ -255,10 +309,19 @@ def blocks(net: nn.Module) -> list[Block]:
 
 
 def evaluate(net: nn.Module, weights: Weights, x: Tensor) -> Tensor:
-    """``net`` at ``x`` with each of ``n`` sets of weights: "n m outputs"."""
+    """``net`` at ``x`` with each of ``n`` sets of weights: "n m outputs".
+
+    Raises:
+        ValueError: ``x`` does not fit a dense network.
+    """
     n = len(next(iter(weights.values())))
     if not isinstance(net, MLP) or any(not isinstance(m, nn.Identity) for m in net.norms):
         return vmap(lambda w: functional_call(net, w, (x,)))(weights)
+    if x.ndim not in (2, 3) or x.shape[-1] != net.widths[0] or x.ndim == 3 and len(x) != n:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}: allowed are (points, {net.widths[0]}) and "
+            f"({n}, points, {net.widths[0]})"
+        )
     # The dense network by hand: a batched matrix product a layer, and inputs that may differ.
     h = x if x.ndim == 3 else x.expand(n, *x.shape)
     for i in range(len(net.layers)):
@@ -318,5 +381,6 @@ class SylvesterFlow(nn.Module):
         return z, log_det
 
 
-def _inverse_softplus(value: Tensor) -> Tensor:
+def inverse_softplus(value: Tensor) -> Tensor:
+    """The number whose softplus is ``value``; no overflow for large ones."""
     return value + torch.log(-torch.expm1(-value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -138,13 +139,16 @@ def fit_bundled_mse(
     diagonal, 1 without ``sample_weight``. No gradient step is taken.
 
     Raises:
-        ValueError: lengths differ, ``ridge`` or a sample weight is negative.
+        ValueError: no rows, lengths that differ, ``Y`` without an axis of outputs, ``ridge`` or a
+            sample weight negative or not finite, features or targets that are not finite.
     """
-    if len(Phi) != len(Y):
-        raise ValueError(f"Phi has {len(Phi)} rows and Y {len(Y)}: allowed is one number")
+    _check_pairs(Phi, Y)
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"ridge={ridge}: allowed is 0 or more")
     A = torch.cat([Phi, torch.ones_like(Phi[:, :1])], 1)
     if sample_weight is not None:
-        if len(sample_weight) != len(Phi) or (sample_weight < 0).any():
+        fits = sample_weight.shape == (len(Phi),)
+        if not fits or not ((0 <= sample_weight) & (sample_weight < math.inf)).all():
             raise ValueError(f"sample_weight: allowed are {len(Phi)} numbers, none negative")
         root = sample_weight.sqrt()[:, None]
         A, Y = root * A, root * Y
@@ -161,10 +165,22 @@ def fit_bundled_alignment(
     difference of the classes' sums.
 
     Raises:
-        ValueError: lengths differ, or ``ridge`` is not positive.
+        ValueError: as for ``fit_bundled_mse``; here ``ridge = 0`` is refused, too.
     """
-    if len(Phi) != len(Y):
-        raise ValueError(f"Phi has {len(Phi)} rows and Y {len(Y)}: allowed is one number")
-    if not ridge > 0:
+    _check_pairs(Phi, Y)
+    if not 0 < ridge < math.inf:
         raise ValueError(f"ridge={ridge}: allowed is a number above 0")
     return Y.mT @ Phi / ridge
+
+
+def _check_pairs(Phi: Tensor, Y: Tensor) -> None:
+    if Phi.ndim != 2 or Y.ndim != 2:
+        shapes = f"{tuple(Phi.shape)} and {tuple(Y.shape)}"
+        raise ValueError(f"Phi and Y have shapes {shapes}: allowed are (n, m) and (n, o)")
+    if len(Phi) != len(Y) or len(Phi) == 0:
+        raise ValueError(
+            f"Phi has {len(Phi)} rows and Y {len(Y)}: allowed is one number, at least 1"
+        )
+    for name, t in (("Phi", Phi), ("Y", Y)):
+        if not torch.isfinite(t).all():
+            raise ValueError(f"{name}: it has entries that are not finite")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lib.core.linalg import random_orthogonal
 from lib.kernels.kernel_sum import kernel_sum
+from lib.models.infinite_width import relu_dual
 
 
 class Features(nn.Module):
@@ -37,8 +38,10 @@ class Features(nn.Module):
         super().__init__()
         if d < 1 or m < 1:
             raise ValueError(f"d={d}, m={m}: both must be 1 or more")
-        if normalize is not None and not normalize > 0:
+        if normalize is not None and not 0 < normalize < math.inf:
             raise ValueError(f"normalize={normalize}: allowed is None or a number above 0")
+        if not isinstance(gen, torch.Generator):
+            raise TypeError(f"gen: allowed is a torch.Generator, got {type(gen).__name__}")
         self.d, self.m, self.width, self.normalize = d, m, m, normalize
         columns = columns or d
         if orthogonal:
@@ -58,8 +61,8 @@ class Features(nn.Module):
         return self.from_projection(t, v.square().sum(-1) if self.needs_norm else None)
 
     def rescale(self, v: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        if v.shape[-1] != self.d:
-            raise ValueError(f"the last axis has {v.shape[-1]} entries, allowed is d={self.d}")
+        """``v`` with rows of norm ``normalize``, or as it is; refuses what does not fit ``G``."""
+        check_vectors(v, self.d, self.G.dtype)
         if self.normalize is None:
             return v
         return self.normalize * nn.functional.normalize(v, dim=-1)
@@ -101,6 +104,8 @@ class ReLUFeatures(Features):
         normalize: float | None = None,
         trained: bool = False,
     ) -> None:
+        if not abs(floor) < math.inf:
+            raise ValueError(f"floor={floor}: allowed is a finite number")
         super().__init__(d, m, gen, orthogonal, normalize, trained, d + joint)
         self.floor, self.joint = floor, joint
 
@@ -126,25 +131,43 @@ class ReLUFeatures(Features):
         Raises:
             ValueError: a bias without ``joint=True``, which these features cannot hold.
         """
-        check_bias(b, self.joint)
+        check_bias(b, self.joint, len(w))
         t = self.rescale(w) @ self.keys.mT
         return self.from_projection(t if b is None else t + self.shift * b[:, None])
 
     def sum(self, x: Float[Tensor, "*b d"], W: Float[Tensor, "k m"]) -> Float[Tensor, "*b k"]:
         """``Phi(x) W^T`` without storing ``Phi(x)``; ``max(t, c) = relu(t - c) + c``."""
+        check_matrix(W, self.width)
         x, W = self.rescale(x), W.mT / math.sqrt(self.m)
         shift = self.shift
         if self.floor:
             shift = (0.0 if shift is None else shift) - self.G.new_full((self.m,), self.floor)
         y = kernel_sum(x.reshape(-1, self.d), self.keys, W, "relu", bias=shift)
         y = y + self.floor * W.sum(0) if self.floor else y
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], W.shape[1])
 
 
-def check_bias(b: Tensor | None, joint: bool) -> None:
-    """Refuse a bias that features have no coordinate for."""
+def check_bias(b: Tensor | None, joint: bool, units: int) -> None:
+    """Refuse a bias that features have no coordinate for, or one of another length."""
     if b is not None and not joint:
         raise ValueError("b: these features hold a bias only with joint=True")
+    if b is not None and b.shape != (units,):
+        raise ValueError(f"b has shape {tuple(b.shape)}, allowed is ({units},): one a row of w")
+
+
+def check_vectors(v: Tensor, d: int, dtype: torch.dtype) -> None:
+    """Refuse vectors of another length than ``d`` or another dtype than the random vectors'."""
+    if v.ndim < 1 or v.shape[-1] != d:
+        entries = v.shape[-1] if v.ndim else "no"
+        raise ValueError(f"the last axis has {entries} entries, allowed is d={d}")
+    if v.dtype != dtype:
+        raise TypeError(f"the vectors have dtype {v.dtype}, allowed is the features', {dtype}")
+
+
+def check_matrix(W: Tensor, width: int) -> None:
+    """Refuse a matrix that does not stand behind ``width`` features."""
+    if W.ndim != 2 or W.shape[1] != width:
+        raise ValueError(f"W has shape {tuple(W.shape)}, allowed is (k, {width})")
 
 
 def arc_cosine(x: Float[Tensor, "*#n d"], w: Float[Tensor, "*#n d"]) -> Float[Tensor, "*#n"]:
@@ -152,9 +175,8 @@ def arc_cosine(x: Float[Tensor, "*#n d"], w: Float[Tensor, "*#n d"]) -> Float[Te
 
     ``t`` is the cosine of the angle between the two (Cho and Saul, 2009).
     """
-    norms = x.norm(dim=-1) * w.norm(dim=-1)
-    t = ((x * w).sum(-1) / norms.clamp_min(1e-30)).clamp(-1, 1)
-    return norms / (2 * math.pi) * (torch.sqrt(1 - t * t) + (math.pi - torch.acos(t)) * t)
+    lengths = x.square().sum(-1), w.square().sum(-1)
+    return relu_dual(*lengths, (x * w).sum(-1))[0]
 
 
 class FourierFeatures(Features):
@@ -165,7 +187,7 @@ class FourierFeatures(Features):
     their dot product. Other arguments as for ``ReLUFeatures``.
 
     Raises:
-        ValueError: ``length`` is not positive.
+        ValueError: ``length`` is not positive and finite.
     """
 
     def __init__(
@@ -179,7 +201,7 @@ class FourierFeatures(Features):
         normalize: float | None = None,
         trained: bool = False,
     ) -> None:
-        if not length > 0:
+        if not 0 < length < math.inf:
             raise ValueError(f"length={length}: allowed is a number above 0")
         super().__init__(d, m, gen, orthogonal, normalize, trained)
         self.length, self.joint = length, False
@@ -203,14 +225,15 @@ class FourierFeatures(Features):
         self, w: Float[Tensor, "k d"], b: Float[Tensor, "k"] | None = None
     ) -> Float[Tensor, "k m"]:
         """``Psi(w)``: the same map. A bias is refused with a ValueError."""
-        check_bias(b, False)
+        check_bias(b, False, len(w))
         return self(w)
 
     def sum(self, x: Float[Tensor, "*b d"], W: Float[Tensor, "k m"]) -> Float[Tensor, "*b k"]:
         """``Phi(x) W^T`` without storing ``Phi(x)``."""
+        check_matrix(W, self.width)
         x, W = self.rescale(x), math.sqrt(2 / self.m) * W.mT
         y = kernel_sum(x.reshape(-1, self.d), self.keys, W, "cos", bias=self.phase)
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], W.shape[1])
 
 
 def gaussian_orthogonal_matrix(

@@ -71,7 +71,8 @@ def from_linear(layer: nn.Linear, features: FeatureMap) -> SNNKLinear:
     """The layer that estimates ``f(layer(x))``: ``Wt = Psi(W, b)``.
 
     ``f`` is what ``features`` stand for: a spectrum's function, or another kernel of ``x`` and
-    ``(w, b)``. Features without a place for a bias accept a layer without one.
+    ``(w, b)``. Features without a place for a bias accept a layer without one. They become part of
+    the new layer: they are moved to the old one's dtype and device in place.
 
     Raises:
         ValueError: the layer's inputs are not the features'; a bias that they cannot hold.
@@ -126,7 +127,8 @@ def adapter(features: FeatureMap, n_out: int | None = None, *, bias: bool = Fals
     Args:
         n_out: ``features.d`` if None.
     """
-    return SNNKLinear(features, n_out or features.d, start="zero", bias=bias)
+    n_out = features.d if n_out is None else n_out
+    return SNNKLinear(features, n_out, start="zero", bias=bias)
 
 
 def count_trained(model: nn.Module) -> int:

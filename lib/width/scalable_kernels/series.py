@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lib.width.scalable_kernels.features import check_bias
+from lib.width.scalable_kernels.features import check_bias, check_matrix, check_vectors
 
 
 class MaclaurinFeatures(nn.Module):
@@ -26,7 +26,7 @@ class MaclaurinFeatures(nn.Module):
             ``f(w.x + b)``.
 
     Raises:
-        ValueError: no coefficient but the constant, ``d`` or ``m`` below 1.
+        ValueError: no coefficient but the constant, one that is not finite, ``d`` or ``m`` below 1.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class MaclaurinFeatures(nn.Module):
         a = torch.tensor(list(coefficients), dtype=torch.float64)
         if d < 1 or m < 1:
             raise ValueError(f"d={d}, m={m}: both must be 1 or more")
+        if not torch.isfinite(a).all():
+            raise ValueError(f"coefficients={a.tolist()}: allowed are finite numbers")
         if not a[1:].any():
             raise ValueError("coefficients: at least one beyond the constant must not be zero")
         self.d, self.m, self.width, self.joint = d, m, m + 1, joint
@@ -59,21 +61,22 @@ class MaclaurinFeatures(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b width"]:
         """``Phi(x)``; its last entry is the constant 1."""
-        if x.shape[-1] != self.d:
-            raise ValueError(f"the last axis has {x.shape[-1]} entries, allowed is d={self.d}")
+        check_vectors(x, self.d, self.signs.dtype)
         return self._product(x, torch.ones_like(x[..., :1]))
 
     def weights(
         self, w: Float[Tensor, "k d"], b: Float[Tensor, "k"] | None = None
     ) -> Float[Tensor, "k width"]:
         """``Psi(w, b)``; without ``joint`` a bias is refused with a ValueError."""
-        check_bias(b, self.joint)
+        check_bias(b, self.joint, len(w))
+        check_vectors(w, self.d, self.signs.dtype)
         psi = self._product(w, torch.zeros_like(w[:, :1]) if b is None else b[:, None])
         sign = torch.cat([self.sign, self.sign.new_tensor([self.constant])])
         return psi * sign
 
     def sum(self, x: Float[Tensor, "*b d"], W: Float[Tensor, "k width"]) -> Float[Tensor, "*b k"]:
         """``Phi(x) W^T``."""
+        check_matrix(W, self.width)
         return self(x) @ W.mT
 
     def _product(self, v: Tensor, last: Tensor) -> Tensor:

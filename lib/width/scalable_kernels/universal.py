@@ -11,7 +11,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from lib.kernels.kernel_sum import kernel_sum
-from lib.width.scalable_kernels.features import Features
+from lib.width.scalable_kernels.features import Features, check_bias, check_matrix
 
 
 class Spectrum(NamedTuple):
@@ -54,7 +54,7 @@ def bump(width: float) -> Sampler:
     Raises:
         ValueError: ``width`` is not positive.
     """
-    if not width > 0:
+    if not 0 < width < math.inf:
         raise ValueError(f"width={width}: allowed is a number above 0")
 
     def draw(n: int, gen: torch.Generator) -> Spectrum:
@@ -93,9 +93,10 @@ def reflected_series(f: Callable[[Tensor], Tensor], reach: float, terms: int) ->
         terms: how many frequencies are kept, from ``k = 0``.
 
     Raises:
-        ValueError: ``reach`` not positive, ``terms`` below 1.
+        ValueError: ``reach`` not positive, ``terms`` below 1; values of ``f`` that are not finite,
+            or zero in all frequencies that are kept.
     """
-    if not reach > 0 or terms < 1:
+    if not 0 < reach < math.inf or terms < 1:
         raise ValueError(f"reach={reach}, terms={terms}: allowed are reach > 0 and terms >= 1")
     points = 16 * terms
     angle = math.pi * (torch.arange(points, dtype=torch.float64) + 0.5) / points
@@ -103,6 +104,11 @@ def reflected_series(f: Callable[[Tensor], Tensor], reach: float, terms: int) ->
     k = torch.arange(terms, dtype=torch.float64)
     a = 2 / points * torch.cos(k[:, None] * angle) @ values
     a[0] /= 2
+    if not 0 < a.abs().sum() < math.inf:
+        raise ValueError(
+            f"f: the first {terms} cosines on [-{reach}, {reach}] have sizes that add "
+            f"up to {a.abs().sum():g}, allowed is a number above 0"
+        )
     p = a.abs() / a.abs().sum()
 
     def draw(n: int, gen: torch.Generator) -> Spectrum:
@@ -140,7 +146,8 @@ class UniversalFeatures(Features):
         normalize, trained: see ``Features``.
 
     Raises:
-        ValueError: unknown ``spectrum`` or ``split``, negative ``M``, ``several`` not a divisor.
+        ValueError: unknown ``spectrum`` or ``split``, negative ``M``, ``several`` not a divisor, a
+            sampler that does not return as many draws as it is asked for.
     """
 
     needs_norm = True
@@ -163,12 +170,15 @@ class UniversalFeatures(Features):
             raise ValueError(f"spectrum={spectrum!r}: allowed are {', '.join(SPECTRA)}, a sampler")
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: allowed are {', '.join(SPLITS)}")
-        if not M >= 0:
+        if not 0 <= M < math.inf:
             raise ValueError(f"M={M}: allowed is 0 or more")
         if several < 1 or m % several:
             raise ValueError(f"several={several}: allowed is a divisor of m={m}")
         super().__init__(d, m, gen, orthogonal, normalize, trained)
         drawn = SPECTRA.get(spectrum, spectrum)(m // several, gen)
+        if any(t.shape != (m // several,) for t in drawn):
+            got = ", ".join(str(tuple(t.shape)) for t in drawn)
+            raise ValueError(f"spectrum: draws of shapes {got}, allowed is ({m // several},)")
         s, c = (t.to(torch.complex64).repeat_interleave(several) for t in drawn)
         eta, rho = _split(s, split)
         # As pairs of real numbers: nn.Module.to(dtype) would drop an imaginary part.
@@ -183,37 +193,46 @@ class UniversalFeatures(Features):
     ) -> Float[Tensor, "*b width"]:
         """``Phi`` from ``G x`` and ``|x|^2``."""
         phi = self._exponential(t, squared_norm, self.eta)
-        return phi.real if self.is_real else torch.cat([phi.real, -phi.imag], -1)
+        phi = phi.real if self.is_real else torch.cat([phi.real, -phi.imag], -1)
+        return phi.to(t.dtype)
 
     def weights(
         self, w: Float[Tensor, "k d"], b: Float[Tensor, "k"] | None = None
     ) -> Float[Tensor, "k width"]:
         """``Psi(w, b)`` for each row of ``w``."""
+        check_bias(b, True, len(w))
         w = self.rescale(w)
         psi = self._exponential(w @ self.G.mT, w.square().sum(-1), self.rho)
-        c, s = torch.view_as_complex(self.c), torch.view_as_complex(self.s)
+        c, s = _complex(self.c), _complex(self.s)
         psi = psi * (c if b is None else c * torch.exp(s * b[:, None]))
-        return psi.real if self.is_real else torch.cat([psi.real, psi.imag], -1)
+        psi = psi.real if self.is_real else torch.cat([psi.real, psi.imag], -1)
+        return psi.to(w.dtype)
 
     def sum(self, x: Float[Tensor, "*b d"], W: Float[Tensor, "k width"]) -> Float[Tensor, "*b k"]:
         """``Phi(x) W^T`` without storing ``Phi(x)``."""
-        W = W.mT * self._scale
-        values = W if self.is_real else torch.complex(W[: self.m], W[self.m :])
-        rate = self.eta[:, 0] if self.is_real else torch.view_as_complex(self.eta)
+        check_matrix(W, self.width)
+        units, W = len(W), W.mT * self._scale
+        values = W if self.is_real else _complex(torch.stack([W[: self.m], W[self.m :]], -1))
+        rate = self.eta[:, 0] if self.is_real else _complex(self.eta)
         keys = math.sqrt(1 + 4 * self.M) * self.G
         bias = None if self.M == 0 else -self.M * self.G.square().sum(1)
         x = self.rescale(x)
         y = kernel_sum(x.reshape(-1, self.d), keys, values, "exp", bias=bias, rate=rate, norm=True)
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], units)
 
     @property
     def _scale(self) -> float:
         return (1 + 4 * self.M) ** (self.d / 4) / math.sqrt(self.m)
 
     def _exponential(self, t: Tensor, squared_norm: Tensor, root: Tensor) -> Tensor:
-        root = torch.view_as_complex(root)
+        root = _complex(root)
         z = math.sqrt(1 + 4 * self.M) * root * t - 0.5 * root**2 * squared_norm[..., None]
         return self._scale * torch.exp(z - self.M * self.G.square().sum(1))
+
+
+def _complex(pairs: Float[Tensor, "*n 2"]) -> Complex[Tensor, "*n"]:
+    """Complex numbers from pairs; half precision, which complex numbers lack, becomes single."""
+    return torch.view_as_complex(pairs if pairs.dtype == torch.float64 else pairs.float())
 
 
 def _split(s: Tensor, split: str) -> tuple[Tensor, Tensor]:
@@ -246,12 +265,15 @@ def feature_variance(
     are averaged: exact where it has one frequency.
 
     Raises:
-        ValueError: unknown ``split``, negative ``M``.
+        ValueError: unknown ``split``, negative ``M``, rows that do not match.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: allowed are {', '.join(SPLITS)}")
-    if not M >= 0:
+    if not 0 <= M < math.inf:
         raise ValueError(f"M={M}: allowed is 0 or more")
+    if x.ndim != 2 or w.shape != x.shape or b.shape != x.shape[:1]:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (x, w, b))
+        raise ValueError(f"x, w, b have shapes {shapes}: allowed are (n, d), (n, d), (n,)")
     x, w, b = x.double(), w.double(), b.double()
     s, c = (t.to(torch.complex128)[:, None] for t in spectrum)
     eta, rho = _split(s, split)

@@ -32,12 +32,12 @@ from lib.width.singular_optimality.activations import (
     classify_activation,
     dual_coefficients,
     hermite_activation,
-    hermite_coefficients,
     hermite_dual,
     moments,
     optimal_activation,
     singularity_order,
     two_degrees,
+    unit_coefficients,
 )
 from lib.width.singular_optimality.data import (
     SET_A,
@@ -81,7 +81,6 @@ __all__ = [
     "estimate_risks",
     "gaps",
     "hermite_activation",
-    "hermite_coefficients",
     "hermite_dual",
     "hilbert_vote",
     "koenigs",
@@ -98,4 +97,5 @@ __all__ = [
     "singular_vote",
     "singularity_order",
     "two_degrees",
+    "unit_coefficients",
 ]

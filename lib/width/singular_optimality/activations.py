@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.optimize import brentq
 from torch import Tensor
+
+from lib.core.quadrature import gaussian_panels, hermite, hermite_coefficients
 
 Coefficients = Float[Tensor, "k"]
 Activation = Callable[[Tensor], Tensor]
@@ -34,24 +35,29 @@ def moments(activation: Activation | Coefficients) -> Moments:
     on panels that break at 0, so that a kink there (ReLU) costs no accuracy.
 
     Raises:
-        ValueError: coefficients whose squares do not sum to one; a function that is zero or does
-            not stay finite on [-12, 12].
+        ValueError: coefficients whose squares do not sum to one; a function that is zero, jumps,
+            or has no finite mean square.
     """
     if isinstance(activation, Tensor):
         a = _unit(activation)
         degrees = torch.arange(len(a), dtype=torch.float64)
         return Moments(a[0].item(), a[1].item() if len(a) > 1 else 0.0, (degrees @ a**2).item())
-    z, w = _panels()
+    z, w = gaussian_panels()
     z.requires_grad_()
-    f = activation(z)
-    slope = torch.autograd.grad(f.sum(), z)[0]
+    f = activation(z).double()
+    slope = torch.autograd.grad(f.sum(), z)[0] if f.requires_grad else torch.zeros_like(z)
     f, z = f.detach(), z.detach()
-    scale = (w @ f**2).sqrt().item()
-    if not 0 < scale < math.inf:
-        raise ValueError(f"activation: its root mean square under N(0, 1) is {scale}")
-    return Moments(
-        (w @ f).item() / scale, (w @ slope).item() / scale, (w @ slope**2).item() / scale**2
-    )
+    square = w * f**2
+    scale = square.sum().sqrt().item()
+    if not 0 < scale < math.inf or square[z.abs() > 11].sum() > 1e-6 * scale**2:
+        raise ValueError(f"activation: its root mean square under N(0, 1) is {scale}, or infinite")
+    A, A1, B1 = (w @ f).item(), (w @ slope).item(), (w @ slope**2).item()
+    # Without jumps, E f' = E z f (integration by parts). A derivative does not see a jump.
+    if abs(A1 - (w @ (z * f)).item()) > 1e-6 * scale:
+        raise ValueError(
+            "activation: it jumps, which makes B' infinite; allowed are continuous ones"
+        )
+    return Moments(A / scale, A1 / scale, B1 / scale**2)
 
 
 def classify_activation(activation: Activation | Coefficients, tol: float = 1e-6) -> Kind:
@@ -98,12 +104,12 @@ def optimal_activation(
     ``d = 1``, where three degrees would need a negative weight.
 
     Raises:
-        ValueError: ``d`` below 1, degrees that are not as described, or no solution.
+        ValueError: ``d`` not in 1 to 75, degrees that are not as described, or no solution.
     """
     if degrees is None:
         degrees = (1, 7) if d == 1 else (1, 2, 3)
-    if d < 1:
-        raise ValueError(f"d={d}: allowed is a dimension from 1")
+    if not 1 <= d <= 75:
+        raise ValueError(f"d={d}: allowed is a dimension from 1 to 75")
     if len(degrees) not in (2, 3) or degrees[0] != 1 or list(degrees) != sorted(set(degrees)):
         raise ValueError(f"degrees={degrees}: allowed are (1, k) and (1, j, k), increasing")
 
@@ -119,7 +125,11 @@ def optimal_activation(
     highest = 1 - 1e-9 if len(degrees) == 2 else 0.5
     if excess(highest) > 1e-12:
         raise ValueError(f"d={d}: no activation of degrees {degrees} has this order")
-    p = highest if excess(highest) > -1e-12 else brentq(excess, 1e-12, highest, xtol=1e-15)
+    p = (
+        highest
+        if excess(highest) > -1e-12
+        else math.exp(brentq(lambda t: excess(math.exp(t)), -700, math.log(highest), xtol=1e-14))
+    )
     a = torch.zeros(degrees[-1] + 1, dtype=torch.float64)
     for k, v in squares(p).items():
         a[k] = math.sqrt(max(v, 0.0))
@@ -127,34 +137,34 @@ def optimal_activation(
 
 
 def two_degrees(p: float, k: int = 3) -> Coefficients:
-    """``sqrt(p) h_1 + sqrt(1 - p) h_k``: the simplest family, of every order from small to large.
+    """``sqrt(p) h_1 + sqrt(1 - p) h_k``: the simplest family, of every order above ``2 / (k - 1)``.
+
+    The order ``-2 log p / log(p + k (1 - p))`` falls as ``p`` grows.
 
     Raises:
         ValueError: ``p`` not strictly between 0 and 1, or ``k`` below 2.
     """
-    if not 0 < p < 1 or k < 2:
-        raise ValueError(f"p={p}, k={k}: allowed are 0 < p < 1 and k >= 2")
+    if not 0 < p < 1 or k < 2 or k != int(k):
+        raise ValueError(f"p={p}, k={k}: allowed are 0 < p < 1 and a whole number k >= 2")
     a = torch.zeros(k + 1, dtype=torch.float64)
     a[1], a[k] = math.sqrt(p), math.sqrt(1 - p)
     return a
 
 
-def hermite_coefficients(activation: Activation, degree: int) -> Coefficients:
+def unit_coefficients(activation: Activation, degree: int) -> Coefficients:
     """``a_0, ..., a_degree`` of the activation over its root mean square.
 
     What degrees above ``degree`` hold is left out, so the squares sum to one at most.
     """
-    z, w = _panels()
-    f = activation(z)
-    f = f / (w @ f**2).sqrt()
-    return torch.stack([w @ (f * h) for h in _hermite(z, degree)])
+    z, w = gaussian_panels()
+    return hermite_coefficients(activation, degree) / (w @ activation(z) ** 2).sqrt()
 
 
 def hermite_activation(a: Coefficients) -> Activation:
     """The activation ``sum_k a_k h_k`` as a function."""
 
     def f(z: Tensor) -> Tensor:
-        return sum(c * h for c, h in zip(a.tolist(), _hermite(z, len(a) - 1)) if c)
+        return torch.tensordot(a.to(z), hermite(len(a) - 1, z), 1)
 
     return f
 
@@ -183,24 +193,6 @@ def _unit(a: Coefficients) -> Coefficients:
     if not abs(total - 1) < 1e-6:
         raise ValueError(f"coefficients: their squares must sum to one, got {total:.6g}")
     return a
-
-
-def _hermite(z: Tensor, degree: int) -> list[Tensor]:
-    """``h_0, ..., h_degree`` by their recursion ``sqrt(k+1) h_{k+1} = z h_k - sqrt(k) h_{k-1}``."""
-    h = [torch.ones_like(z), z]
-    for k in range(1, degree):
-        h.append((z * h[k] - math.sqrt(k) * h[k - 1]) / math.sqrt(k + 1))
-    return h[: degree + 1]
-
-
-def _panels() -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the Gaussian on [-12, 12]: 20 Legendre nodes on each of 96 panels."""
-    t, w = np.polynomial.legendre.leggauss(20)
-    edges = np.linspace(-12, 12, 97)
-    half = np.diff(edges)[:, None] / 2
-    z = (edges[:-1, None] + half * (1 + t)).ravel()
-    weight = (half * w).ravel() * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    return torch.tensor(z), torch.tensor(weight)
 
 
 def polynomial(c: Sequence[float], s: Tensor) -> Tensor:

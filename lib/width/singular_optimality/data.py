@@ -18,9 +18,11 @@ def normalized_dirichlet(
     """``p / |p|`` for ``p ~ Dirichlet(alpha)``: points on the positive part of the sphere.
 
     Raises:
-        ValueError: fewer than two parameters, or one that is not positive.
+        ValueError: ``n`` below 0; fewer than two parameters, or one that is not positive.
     """
-    if len(alpha) < 2 or min(alpha) <= 0:
+    if n < 0:
+        raise ValueError(f"n={n}: allowed is 0 or more")
+    if len(alpha) < 2 or not all(0 < v < math.inf for v in alpha):
         raise ValueError(f"alpha={tuple(alpha)}: allowed are two or more positive numbers")
     # torch's sampler takes no generator, so one number of `gen` starts NumPy's.
     start = torch.randint(2**62, (), generator=gen).item()
@@ -30,11 +32,29 @@ def normalized_dirichlet(
 
 @dataclass
 class Mixture:
-    """Labels -1 and +1 with Dirichlet components: rows of (label, weight, parameters)."""
+    """Labels -1 and +1 with Dirichlet components: rows of (label, weight, parameters).
+
+    Raises:
+        ValueError: other labels or only one of the two, weights that are not positive or do not
+            sum to one, parameters of different numbers.
+    """
 
     components: Sequence[tuple[int, float, Sequence[float]]]
 
+    def __post_init__(self) -> None:
+        labels, weights, parameters = zip(*self.components)
+        if set(labels) != {-1, 1}:
+            raise ValueError(
+                f"components: labels must be -1 and 1, both, got {sorted(set(labels))}"
+            )
+        if not min(weights) > 0 or not abs(sum(weights) - 1) < 1e-6:
+            raise ValueError(f"components: weights must be positive and sum to 1, got {weights}")
+        if len({len(p) for p in parameters}) > 1:
+            raise ValueError(f"components: numbers of parameters differ, {parameters}")
+
     def sample(self, n: int, gen: torch.Generator) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n"]]:
+        if n < 1:
+            raise ValueError(f"n={n}: allowed is 1 or more")
         weights = torch.tensor([w for _, w, _ in self.components], dtype=torch.float64)
         which = torch.multinomial(weights, n, replacement=True, generator=gen)
         drawn = torch.stack([normalized_dirichlet(n, p, gen) for _, _, p in self.components])

@@ -20,7 +20,13 @@ from lib.width.singular_optimality.activations import (
 
 
 def gaps(x: Float[Tensor, "n d"], z: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """``1 - x.z = |x - z|^2 / 2`` of unit vectors, from differences, coordinate by coordinate."""
+    """``1 - x.z = |x - z|^2 / 2`` of unit vectors, from differences, coordinate by coordinate.
+
+    Raises:
+        ValueError: different numbers of coordinates.
+    """
+    if x.shape[1] != z.shape[1]:
+        raise ValueError(f"x and z: coordinates differ in number, {x.shape[1]} and {z.shape[1]}")
     gap = x.new_zeros(len(x), len(z))
     for k in range(x.shape[1]):
         difference = x[:, k, None] - z[None, :, k]
@@ -40,12 +46,17 @@ def deep_ntk(
     ``g'(0)`` a layer and the ratio grows by one, so all further layers are one step.
 
     Raises:
-        ValueError: depths that are negative or not increasing; above 500 where ``a_1 = 0``, since
-            every layer costs time there, and if ``a_0 = 0`` too, even the logarithm overflows.
+        ValueError: gaps outside of 0 to 2; depths that are negative or not increasing; depths above
+            500 where ``a_1 = 0``, since every layer costs time there, and if ``a_0 = 0`` too, even
+            the logarithm overflows.
     """
     depths = list(depths)
-    if not depths or depths[0] < 0 or depths != sorted(set(depths)):
-        raise ValueError(f"depths={depths}: allowed are increasing numbers from 0")
+    if not depths or depths[0] < 0 or depths != sorted({int(L) for L in depths}):
+        raise ValueError(f"depths={depths}: allowed are increasing whole numbers from 0")
+    if gap.numel() and not (gap.min() > -1e-3 and gap.max() < 2 + 1e-3):
+        raise ValueError(
+            f"gap: allowed is 0 to 2, got {gap.min().item():.4g} to {gap.max().item():.4g}"
+        )
     c = dual_coefficients(a).tolist()
     low = next(k for k, v in enumerate(c) if v > 1e-14)  # g(s) ~ c_low s^low at 0
     if low != 1 and depths[-1] > 500:
@@ -90,7 +101,13 @@ def koenigs(gap: Float[Tensor, "*pairs"], a: Coefficients) -> Float[Tensor, "*pa
 
 
 def log_diagonal(a: Coefficients, depth: int) -> float:
-    """``log K_L(x, x) = log sum_{j <= L} B'^j``."""
+    """``log K_L(x, x) = log sum_{j <= L} B'^j``.
+
+    Raises:
+        ValueError: a negative depth.
+    """
+    if depth < 0:
+        raise ValueError(f"depth={depth}: allowed is 0 or more")
     growth = moments(a).B1
     if abs(growth - 1) < 1e-9:
         return math.log(depth + 1)
@@ -121,6 +138,8 @@ def depth_regression_demo(
     mean square of the prediction). The scale of a prediction, which a classifier throws away, goes
     to zero: off the diagonal ``K_L`` falls behind the diagonal.
     """
+    if not ridge >= 0:
+        raise ValueError(f"ridge={ridge}: allowed is 0 or more")
     rows = []
     cross, gram = (deep_ntk(gaps(u, x), a, depths) for u in (x_test, x))
     shift = ridge * torch.eye(len(x), dtype=torch.float64, device=x.device)

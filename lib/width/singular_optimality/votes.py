@@ -55,11 +55,14 @@ class VoteClassifier:
         return self
 
     def scores(self, x: Float[Tensor, "m d"]) -> Float[Tensor, "m c"]:
+        if not hasattr(self, "onehot"):
+            raise RuntimeError("the classifier has no points yet: call fit(x, y) first")
         _check_sphere("x", x)
         return self.vote(x, self.x, self.onehot)
 
     def predict(self, x: Float[Tensor, "m d"]) -> Int[Tensor, "m"]:
-        return self.classes[self.scores(x).argmax(1)]
+        best = self.scores(x).argmax(1)
+        return self.classes[best]
 
     def risk(self, x: Float[Tensor, "m d"], y: Int[Tensor, "m"]) -> float:
         """Share of ``y`` that is not predicted."""
@@ -145,8 +148,12 @@ def answers_by_depth(
     The kernel matrix is solved with up to depth ``solve_to`` and left out beyond.
 
     Raises:
-        ValueError: labels other than -1 and +1.
+        ValueError: labels other than -1 and +1, different lengths, rows not of length one.
     """
+    if len(x) == 0 or len(x) != len(y):
+        raise ValueError(f"x and y must have one length above 0, got {len(x)} and {len(y)}")
+    _check_sphere("x", x)
+    _check_sphere("x_test", x_test)
     if not set(y.unique().tolist()) <= {-1, 1}:
         raise ValueError(f"y: allowed are the labels -1 and 1, got {y.unique().tolist()}")
     solved = [L for L in depths if L <= solve_to]
@@ -190,5 +197,11 @@ def _solve(K: Float[Tensor, "n n"], y: Float[Tensor, "n c"]) -> Float[Tensor, "n
 
 
 def agreement(a: Int[Tensor, "n"], b: Int[Tensor, "n"]) -> float:
-    """Share of equal answers."""
+    """Share of equal answers.
+
+    Raises:
+        ValueError: different shapes, or no answers.
+    """
+    if a.shape != b.shape or a.numel() == 0:
+        raise ValueError(f"a and b: shapes {tuple(a.shape)} and {tuple(b.shape)} must be one")
     return (a == b).double().mean().item()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.core.data import digits, load, patches, photographs, table
-from lib.core.data.real import SOURCES, DataError, Source, fetch
+from lib.core.data import digits, load, patches, photographs, table, uci
+from lib.core.data.real import SOURCES, DataError, Source, fetch, local
 from tests.helpers import raises
 
 
@@ -180,6 +180,45 @@ def test_table_errors():
     for test in (0.0, 1.0, 0.999):
         with raises(ValueError, match=f"test={test}"):
             table("iris", 0, test=test)
+
+
+@pytest.mark.parametrize("header", ["", "a b c target\n"])
+@pytest.mark.parametrize(("file", "comma"), [("line.csv", ","), ("line.txt", "  ")])
+def test_a_table_of_one_s_own(tmp_path, monkeypatch, header, file, comma):
+    (tmp_path / "uci").mkdir()
+    rows = [comma.join(map(str, (i, i * i % 7, 5.0, 3 * i + 1))) for i in range(40)]
+    (tmp_path / "uci" / file).write_text(header + "\n".join(rows) + "\n\n")
+    monkeypatch.setenv("BOOK_DATA", str(tmp_path))
+    split, scale = uci("line", 0)
+    assert split.x.shape == (36, 3) and split.x_test.shape == (4, 3) and split.y.shape == (36, 1)
+    assert split.x.mean(0).abs().max() < 1e-5 and (split.x[:, 2] == 0).all()
+    # y = 3 x + 1: both columns are the same once standardized, on either side of the split.
+    assert torch.allclose(split.x_test[:, :1], split.y_test, atol=1e-5)
+    y = torch.cat([split.y, split.y_test])[:, 0] * scale
+    assert abs(y.max() - y.min() - 3 * 39) < 1e-3
+    assert not torch.equal(uci("line", 1)[0].y, split.y)
+
+
+def test_what_is_wrong_with_a_table(tmp_path, monkeypatch):
+    monkeypatch.delenv("BOOK_DATA", raising=False)
+    with raises(DataError, match="set BOOK_DATA to a folder that holds uci/energy.csv or uci"):
+        uci("energy", 0)
+    monkeypatch.setenv("BOOK_DATA", str(tmp_path / "nowhere"))
+    with raises(DataError, match="is no folder"):
+        local("a", source="b")
+    monkeypatch.setenv("BOOK_DATA", str(tmp_path))
+    with raises(DataError, match=r"does not hold uci/energy.csv or .* \(tables at https"):
+        uci("energy", 0)
+    (tmp_path / "uci").mkdir()
+    path = tmp_path / "uci" / "energy.csv"
+    for text in ("1,2\n3,x\n", "1,2\n3\n", "a,b\n", "", "1\n2\n3\n", "1,nan\n2,3\n"):
+        path.write_text(text)
+        with raises(DataError, match="expected"):
+            uci("energy", 0)
+    path.write_text("1,2\n3,4\n5,6\n")
+    for test in (0.0, 0.9, 1.0):
+        with raises(ValueError, match=f"test={test} of 3 rows"):
+            uci("energy", 0, test=test)
 
 
 def test_photographs_and_their_patches(gen):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lib.core.data.points import gaussian_clusters
-from lib.core.data.real import DataError
 from lib.core.seeds import child
 from lib.core.similarity import cka_gram
 from lib.core.stats import relative_error
@@ -27,7 +26,6 @@ from lib.width.deep_kernel_machine import (
     polynomial,
     squared_exponential,
     sum_kernel,
-    uci,
 )
 from lib.width.deep_kernel_machine.finite import excess_kurtosis
 from lib.width.deep_kernel_machine.kernels import kl_factors, kl_ratio
@@ -521,31 +519,6 @@ def test_kurtosis():
     L = torch.linalg.cholesky(G)
     assert excess_kurtosis(L @ z, G).abs().max() < 0.1
     assert_close(excess_kurtosis(L @ z.sign(), G), -2 * torch.ones(3), 1e-2)
-
-
-# The paper's tables.
-
-
-@pytest.mark.parametrize("header", ["", "a,b,target\n"])
-def test_a_table_is_split_and_standardized(tmp_path, monkeypatch, header):
-    rows = [f"{i},7,{2 * i + 1}" for i in range(20)]
-    (tmp_path / "uci").mkdir()
-    (tmp_path / "uci" / "line.csv").write_text(header + "\n".join(rows))
-    monkeypatch.setenv("BOOK_DATA", str(tmp_path))
-    t = uci("line", 0)
-    assert t.x.shape == (18, 2) and t.y.shape == (18, 1) and t.x_test.shape == (2, 2)
-    assert_close(t.x[:, :1], t.y, 1e-12)
-    assert_close(t.x_test[:, :1], t.y_test, 1e-12)
-    assert t.y.mean().abs() < 1e-12 and (t.x[:, 1] == 0).all()
-    assert_close(t.y.square().mean(), 1.0, 1e-12)
-    assert not torch.equal(t.y, uci("line", 1).y)
-    with raises(ValueError, match="test=1.0 of 20 rows"):
-        uci("line", 0, test=1.0)
-    with raises(DataError, match="set BOOK_DATA to a folder that holds uci/yacht.csv"):
-        uci("yacht", 0)
-    (tmp_path / "bad.csv").write_text("1,2\n3,x\n")
-    with raises(DataError, match="expected numbers"):
-        uci("bad", 0)
 
 
 # Messages.

@@ -740,7 +740,7 @@ def test_text8_and_its_analogies_are_read(tmp_path, monkeypatch):
     with raises(ValueError, match="vocab=1"):
         fl.text8(1)
     monkeypatch.delenv("BOOK_DATA")
-    with raises(DataError, match="BOOK_DATA is not set"):
+    with raises(DataError, match="set BOOK_DATA to a folder that holds text8"):
         fl.text8(3)
     monkeypatch.setenv("BOOK_DATA", str(tmp_path / "nowhere"))
     with raises(DataError, match="is no folder"):

@@ -8,7 +8,6 @@ from scipy import stats
 from torch import nn
 
 from lib.core.data import Split, digits
-from lib.core.data.real import DataError
 from lib.models.cnn import ConvNet
 from lib.models.gp import matern, rbf
 from lib.models.mlp import MLP
@@ -45,7 +44,6 @@ from lib.width.functional_prior import (
     softmax,
     swag,
     train_critic,
-    uci,
     uniform_points,
 )
 from tests.helpers import assert_close, raises
@@ -439,32 +437,6 @@ def test_draws_in_chunks_are_the_same_work(gen):
     bag = mapper._bag(gp, x, 50, 20, gen)
     assert bag.shape == (50, 40, 1) and abs(bag.std() / 3 - 1) < 0.06
     assert len(bag.unique()) == 2000  # no function comes twice
-
-
-def test_a_table_from_a_folder(tmp_path, monkeypatch):
-    (tmp_path / "uci").mkdir()
-    path = tmp_path / "uci" / "energy.txt"
-    path.write_text("\n".join(f"{i}, {i * i % 7} 5.0 {3 * i + 1}" for i in range(40)) + "\n\n")
-    monkeypatch.setenv("BOOK_DATA", str(tmp_path))
-    split, scale = uci("energy", 0)
-    assert split.x.shape == (36, 3) and split.x_test.shape == (4, 3) and split.y.shape == (36, 1)
-    assert_close(split.y.mean() + 1, torch.tensor(1.0), 1e-5)
-    assert_close(split.x.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), 1e-5)
-    # y = 3 x + 1, so both columns are the same once standardized, on either side of the split
-    assert_close(split.x_test[:, :1], split.y_test, 1e-5)
-    rows = torch.cat([split.y, split.y_test])[:, 0] * scale
-    assert_close(rows.max() - rows.min(), torch.tensor(3.0 * 39), 1e-5)
-    assert not torch.equal(uci("energy", 1)[0].x, split.x)
-    path.write_text("1 2\n3 x\n")
-    with raises(DataError, match="no table of numbers"):
-        uci("energy", 0)
-    with raises(DataError, match="uci/naval.txt"):
-        uci("naval", 0)
-    monkeypatch.delenv("BOOK_DATA")
-    with raises(DataError, match="set BOOK_DATA"):
-        uci("energy", 0)
-    with raises(ValueError, match="boston"):
-        uci("mars", 0)
 
 
 def test_regression_in_units_of_the_target(gen):

@@ -1,6 +1,6 @@
 """Data: sets that come with the book (no network) and real ones from their official address."""
 
 from lib.core.data.embedded import Split, digits, patches, photographs, table
-from lib.core.data.real import fetch, load
+from lib.core.data.real import fetch, load, uci
 
-__all__ = ["Split", "digits", "fetch", "load", "patches", "photographs", "table"]
+__all__ = ["Split", "digits", "fetch", "load", "patches", "photographs", "table", "uci"]

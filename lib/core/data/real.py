@@ -8,6 +8,7 @@ without internet and for classrooms that keep one copy. Files from there are che
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
 import tarfile
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lib.core.data.embedded import Split
+from lib.core.seeds import child
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,72 @@ def fetch(name: str) -> Path:
         raise DataError(
             f"{file_name} cannot be downloaded from {source.url}: {error}; {hint}"
         ) from error
+
+
+def local(*names: str, source: str) -> Path:
+    """The first of ``names`` that the folder ``BOOK_DATA`` holds: for files that are not fetched.
+
+    Args:
+        source: where a reader gets the file, for the error's message.
+
+    Raises:
+        DataError: no such folder, or none of the files in it.
+    """
+    folder = os.environ.get("BOOK_DATA")
+    wanted = " or ".join(names)
+    if not folder:
+        raise DataError(f"set BOOK_DATA to a folder that holds {wanted} ({source})")
+    if not Path(folder).is_dir():
+        raise DataError(f"BOOK_DATA={folder} is no folder; unset it or point it at one")
+    for name in names:
+        if (path := Path(folder) / name).exists():
+            return path
+    raise DataError(f"BOOK_DATA={folder} does not hold {wanted}; put it there ({source})")
+
+
+def uci(name: str, seed: int, test: float = 0.1) -> tuple[Split, float]:
+    """A regression table of the UCI collection, and the standard deviation of its target.
+
+    Read from ``uci/NAME.csv`` or ``uci/NAME.txt`` in the folder ``BOOK_DATA``: numbers with commas
+    or spaces between them, the target last, one line of column names or none. Split at random and
+    standardized by its training part; a column that is constant there becomes zero. ``y`` is "n 1".
+    The collection has no one format, so nothing is fetched.
+
+    Args:
+        seed: of the split.
+        test: fraction of the rows that are kept for testing, rounded up.
+
+    Raises:
+        ValueError: a fraction that leaves fewer than two rows to train or none to test on.
+        DataError: the file is not at hand, or holds anything but numbers.
+    """
+    files = [f"uci/{name}.csv", f"uci/{name}.txt"]
+    path = local(*files, source="tables at https://archive.ics.uci.edu")
+    lines = [line.replace(",", " ").split() for line in path.read_text("utf-8").splitlines()]
+    rows = [line for line in lines if line]
+    try:
+        values = np.array(rows[1:] if rows and not _are_numbers(rows[0]) else rows, np.float64)
+    except ValueError as error:
+        raise DataError(f"{path}: expected numbers, as many in each line ({error})") from error
+    if values.ndim != 2 or values.shape[1] < 2 or not np.isfinite(values).all():
+        raise DataError(f"{path}: expected finite numbers in two columns or more")
+    held = math.ceil(test * len(values)) if 0 < test < 1 else 0
+    if not 0 < held <= len(values) - 2:
+        raise ValueError(f"test={test} of {len(values)} rows: allowed leaves 1 to test, 2 to train")
+    rows = torch.from_numpy(values)[torch.randperm(len(values), generator=child(seed, "uci", name))]
+    learn = rows[held:]
+    scale = learn.std(0, correction=0)
+    rows = ((rows - learn.mean(0)) / torch.where(scale > 0, scale, torch.inf)).float()
+    x, y = rows[:, :-1], rows[:, -1:]
+    return Split(x[held:], y[held:], x[:held], y[:held]), scale[-1].item()
+
+
+def _are_numbers(words: list[str]) -> bool:
+    try:
+        [float(word) for word in words]
+    except ValueError:
+        return False
+    return True
 
 
 def _idx(name: str, dims: int) -> np.ndarray:

@@ -14,8 +14,7 @@ the linear case), ``machine`` (the full objective over P by P matrices, Gaussian
 categorical outputs, prediction, the MAP ablation, ``nu = inf`` and ``nu = 0``), ``sparse``
 (inducing points, mini-batches), ``finite`` (the deep Gaussian process or network of finite width,
 sampled by HMC or Langevin steps), ``network`` (the limit of a neural network, whose features are
-not Gaussian: their law is a normalizing flow, as in the paper's appendix, of our own architecture),
-``tables`` (the paper's regression tables, from a folder of yours).
+not Gaussian: their law is a normalizing flow, as in the paper's appendix, of our own architecture).
 Not implemented: the convolutional machines of later papers.
 """
 
@@ -39,7 +38,6 @@ from lib.width.deep_kernel_machine.machine import (
 )
 from lib.width.deep_kernel_machine.network import NetworkDKM
 from lib.width.deep_kernel_machine.sparse import SparseDKM
-from lib.width.deep_kernel_machine.tables import uci
 
 __all__ = [
     "Categorical",
@@ -58,5 +56,4 @@ __all__ = [
     "polynomial",
     "squared_exponential",
     "sum_kernel",
-    "uci",
 ]

@@ -9,7 +9,6 @@ the repository brendenlake/omniglot (folder ``python``), all on the web and free
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.core.data.real import DataError
+from lib.core.data.real import DataError, local
 from lib.width.feature_learning.word2vec import most_common
 
 
@@ -34,7 +33,7 @@ def text8(vocab: int = 20_000) -> tuple[list[str], Int[Tensor, "n"]]:
     """
     if vocab < 2:
         raise ValueError(f"vocab={vocab}: allowed is 2 or more")
-    path = _find("text8", "text8.zip")
+    path = local("text8", "text8.zip", source="http://mattmahoney.net/dc/text8.zip")
     raw = _member(path, "text8") if path.suffix == ".zip" else path.read_bytes()
     if not raw or set(raw[:100_000]) - set(b"abcdefghijklmnopqrstuvwxyz \n"):
         raise DataError(f"{path} is not text8: expected lower-case letters and spaces alone")
@@ -50,7 +49,7 @@ def analogy_questions(words: Sequence[str]) -> Int[Tensor, "q 4"]:
     Raises:
         DataError: no file, or no question with known words.
     """
-    path = _find("questions-words.txt")
+    path = local("questions-words.txt", source="the repository tmikolov/word2vec")
     number = {word: i for i, word in enumerate(words)}
     found = []
     for line in path.read_text(encoding="utf-8").lower().splitlines():
@@ -77,7 +76,9 @@ def omniglot(part: str, size: int = 28) -> Float[Tensor, "classes 20 pixels"]:
         raise ValueError(f"part={part!r}: allowed are 'background' and 'evaluation'")
     if not 1 <= size <= 105:
         raise ValueError(f"size={size}: allowed are 1 to 105 pixels a side")
-    path = _find(f"images_{part}.zip", f"images_{part}")
+    path = local(
+        f"images_{part}.zip", f"images_{part}", source="the repository brendenlake/omniglot"
+    )
     classes: dict[str, list[np.ndarray]] = {}
     for name, raw in _drawings(path):
         classes.setdefault(name.rpartition("/")[0], []).append(_ink(path, name, raw, size))
@@ -121,22 +122,6 @@ def _member(path: Path, name: str) -> bytes:
             return archive.read(name)
     except (zipfile.BadZipFile, KeyError, OSError) as error:
         raise DataError(f"{path} is not a whole zip file with {name} ({error})") from error
-
-
-def _find(*names: str) -> Path:
-    folder = os.environ.get("BOOK_DATA")
-    wanted = " or ".join(names)
-    if not folder:
-        raise DataError(
-            f"BOOK_DATA is not set; it must name a folder that holds {wanted} (where to get it: "
-            "see lib/width/feature_learning/real.py)"
-        )
-    if not Path(folder).is_dir():
-        raise DataError(f"BOOK_DATA={folder} is no folder; unset it or point it at one")
-    for name in names:
-        if (path := Path(folder) / name).exists():
-            return path
-    raise DataError(f"BOOK_DATA={folder} does not hold {wanted}; put it there")
 
 
 __all__ = ["analogy_questions", "omniglot", "text8"]

@@ -16,7 +16,7 @@ Not implemented: the search over the Gaussian process's own hyper-parameters (th
 log-normal), and prior layers for normalization: such layers keep their numbers.
 """
 
-from lib.width.functional_prior.experiments import PRIORS, UCI, images, prior_named, regression, uci
+from lib.width.functional_prior.experiments import PRIORS, UCI, images, prior_named, regression
 from lib.width.functional_prior.match import (
     Critic,
     WassersteinMapper,
@@ -91,6 +91,5 @@ __all__ = [
     "softmax",
     "swag",
     "train_critic",
-    "uci",
     "uniform_points",
 ]

@@ -7,17 +7,13 @@ not the paper's are arguments.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lib.core.data import Split
-from lib.core.data.real import DataError
 from lib.core.seeds import child
 from lib.models.mlp import MLP
 from lib.width.functional_prior.match import FunctionPrior, WassersteinMapper, uniform_points
@@ -34,48 +30,6 @@ from lib.width.functional_prior.priors import BNNPrior, GPPrior
 UCI = ("boston", "concrete", "energy", "kin8nm", "naval", "power", "protein", "wine")
 PRIORS = ("N(0, 1)", "N(0, 1/D)", "FH", "GPi-G", "GPi-H", "GPi-NF")
 Points = Callable[[torch.Generator], Tensor]
-
-
-def uci(name: str, run: int, test: float = 0.1) -> tuple[Split, float]:
-    """One table, split at random and standardized by its training part; and the target's scale.
-
-    Read from ``BOOK_DATA/uci/<name>.txt``: a row a case, numbers with spaces or commas between
-    them, the target last. The collection has no one address or format, so nothing is downloaded.
-
-    Args:
-        run: which random split.
-        test: fraction of the rows kept for testing.
-
-    Raises:
-        ValueError: an unknown name, a fraction that leaves nothing to train or to test on.
-        DataError: the file is not at hand, or is not a table of numbers.
-    """
-    if name not in UCI:
-        raise ValueError(f"name={name!r}: allowed are {', '.join(UCI)}")
-    folder = os.environ.get("BOOK_DATA")
-    path = Path(folder or "BOOK_DATA") / "uci" / f"{name}.txt"
-    if folder is None or not path.is_file():
-        raise DataError(
-            f"{path} is not there: set BOOK_DATA to a folder that holds uci/{name}.txt, a row a "
-            "case, the target last (tables at https://archive.ics.uci.edu)"
-        )
-    try:
-        rows = [line.replace(",", " ").split() for line in path.read_text().splitlines()]
-        table = torch.tensor(np.array([r for r in rows if r], dtype=np.float64))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no table of numbers: {error}") from error
-    if table.ndim != 2 or table.shape[1] < 2 or not torch.isfinite(table).all():
-        raise DataError(f"{path}: allowed are two columns or more of finite numbers")
-    held = math.ceil(test * len(table)) if 0 < test < 1 else 0
-    if not 0 < held < len(table) - 1:
-        raise ValueError(f"test={test}: allowed is a fraction that leaves rows on both sides")
-    order = torch.randperm(len(table), generator=child(run, "uci", name))
-    train = table[order[:-held]]
-    scale = train.std(0, correction=0)
-    scale = torch.where(scale > 0, scale, torch.inf)  # a constant column becomes zero
-    table = ((table - train.mean(0)) / scale)[order].float()
-    x, y = table[:, :-1], table[:, -1:]
-    return Split(x[:-held], y[:-held], x[-held:], y[-held:]), scale[-1].item()
 
 
 def prior_named(

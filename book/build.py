@@ -21,7 +21,7 @@ from book.generated import Report, fill
 from book.pictures import Figure, Pictures, Thumbnail
 from book.reference import write_reference
 from book.source import ROOT, Source, SourceError
-from book.stage import Stage, chapter_page, copy_static, vega_bundle
+from book.stage import Stage, chapter_page, copy_static, linked, vega_bundle
 
 REFERENCE = "reference/index"
 
@@ -162,6 +162,8 @@ def write_pages(
             raise SourceError(f"_toc.yml names {name}, but there is no {folder}{name}.md")
         try:
             text = fill(path.read_text("utf-8"), source, runs, thumbnails)
+            if folder == "":  # a part's opening may speak of chapters to come
+                text = linked(source, name, text)
         except SourceError as error:
             raise SourceError(f"{path.relative_to(source.root)}: {error}") from None
         if name == REFERENCE:

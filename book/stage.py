@@ -96,7 +96,7 @@ def chapter_page(
     cells: list[Cell] = []
     for index, cell in enumerate(chapter.notebook["cells"]):
         if cell["cell_type"] == "markdown":
-            text = _links(source, chapter, fill(text_of(cell)))
+            text = linked(source, chapter.docname, fill(text_of(cell)))
             begins = index == 0 and not chapter.is_opening
             cells += _opening(source, chapter, text, run) if begins else [_markdown(text, cell)]
             continue
@@ -242,9 +242,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
 
 
-def _links(source: Source, chapter: Chapter, text: str) -> str:
+def linked(source: Source, docname: str, text: str) -> str:
     """Point links to library files at the repository; unlink chapters that are not printed yet."""
-    folder = posixpath.dirname(chapter.docname)
+    folder = posixpath.dirname(docname)
     printed = {other.docname for other in source.chapters}
 
     def mend(match: re.Match[str]) -> str:
@@ -459,7 +459,7 @@ def _printable(
         return {"text/html": picture}
     for mime in ("text/markdown", "text/latex"):
         if mime in data:
-            return {mime: _links(source, pictures.chapter, _joined(data[mime]))}
+            return {mime: linked(source, pictures.chapter.docname, _joined(data[mime]))}
     if WIDGET in data or "text/plain" not in data:
         return {}
     return {"text/plain": _joined(data["text/plain"])}

@@ -121,6 +121,7 @@ def theme() -> dict:
                 "symbolStrokeWidth": 2.5,
                 "symbolSize": 90,
                 "gradientLength": 200,
+                "columnPadding": 16,
             },
             "header": {**text, "titleFontWeight": 500, "labelFontWeight": 500},
             "mark": {"color": CATEGORY[0]},

@@ -93,12 +93,12 @@
       done.legend = true;
       const start = Math.min(...legends.map((box) => box.left - edge), room / 3);
       const labels = [...stage.querySelectorAll(".role-legend-label text")].map((t) => t.getComputedTextLength());
-      legend.columns = Math.max(1, Math.floor((room - start) / (Math.max(30, ...labels) + 34)));
+      legend.columns = Math.max(1, Math.floor((room - start) / (Math.max(30, ...labels) + 40)));
       legend.labelLimit = room - start - 30;
       if (over > 1) legend.layout = { ...legend.layout, top: { direction: "vertical", anchor: "start" } };
       const unset = (node) => {
         if (!node || typeof node !== "object") return;
-        if (node.legend) ["orient", "columns", "labelLimit"].forEach((key) => delete node.legend[key]);
+        if (node.legend) ["orient", "columns", "columnPadding", "labelLimit"].forEach((key) => delete node.legend[key]);
         Object.keys(node).forEach((key) => !/^(datasets|values|config)$/.test(key) && unset(node[key]));
       };
       unset(spec);

@@ -417,3 +417,19 @@ def test_more_groups_than_colors_is_an_error():
     frame = pd.DataFrame({"x": range(9), "y": range(9), "k": list("abcdefghi")})
     with pytest.raises(ValueError, match="'k' has 9 groups; at most 7"):
         charts.seed_band(frame, "x", "y", "k")
+
+
+def test_labels_of_slopes_stand_apart():
+    assert charts.apart([1.0, 5.0, 3.0], 1.0) == [1.0, 5.0, 3.0]
+    assert charts.apart([2.0, 2.0, 9.0, 2.0], 1.0) == [1.0, 2.0, 9.0, 3.0]
+    moved = charts.apart([0.0, 0.2, 0.3, 4.0, 4.1], 1.0)
+    assert min(b - a for a, b in zip(moved, moved[1:])) > 1 - 1e-9
+    assert abs(sum(moved) - 8.6) < 1e-9 and charts.apart([], 1.0) == []
+    frame = pd.DataFrame(
+        {"n": [1, 10, 1, 10], "e": [1.0, 0.1, 1.02, 0.101], "who": ["a", "a", "b", "b"]}
+    )
+    chart = charts.loglog_fit(frame, "n", "e", "who", height=280).to_dict()
+    named = chart["layer"][2]["data"]["name"]
+    low, high = sorted(row["e"] for row in chart["datasets"][named])
+    # 280 pixels for a factor of 10.2: 15 pixels are a factor of 1.13.
+    assert 1.12 < high / low < 1.15

@@ -137,6 +137,12 @@ def loglog_fit(
         sign = "−" if fit.slope < 0 else ""
         label = f"slope {sign}{abs(fit.slope):.2f}"
         labels.append({x: ends[1], y: float(fit(ends[1])), "label": label, **key})
+    heights = [math.log(row[y]) for row in [*lines, *frame[[y]].to_dict("records")]]
+    pixel = max(max(heights) - min(heights), 1e-9) / height
+    for end in {row[x] for row in labels}:
+        beside = [row for row in labels if row[x] == end]
+        for row, place in zip(beside, apart([math.log(row[y]) for row in beside], 15 * pixel)):
+            row[y] = math.exp(place)
     encoding = dict(
         x=_axis(alt.X, x, x_title, True),
         y=_axis(alt.Y, y, y_title, True),
@@ -151,6 +157,26 @@ def loglog_fit(
         .encode(**encoding, text="label:N")
     )
     return alt.layer(line, dots, text).properties(width=width, height=height)
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """Places on a line, moved no more than needed so that no two are nearer than ``gap``.
+
+    The order stays, and what is moved is moved around its own mean (least squares).
+    """
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    # With its rank's share of gaps taken out, "at least a gap apart" is "not falling": pool means.
+    pools: list[list[float]] = []
+    for rank, i in enumerate(order):
+        pools.append([places[i] - rank * gap])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    flat = [float(np.mean(pool)) for pool in pools for _ in pool]
+    moved = [0.0] * len(places)
+    for rank, i in enumerate(order):
+        moved[i] = flat[rank] + rank * gap
+    return moved
 
 
 def heatmap(

@@ -140,6 +140,11 @@ def kernel_sums(bandwidth: float) -> list[dict]:
             return torch.cat([t.flatten() for t in torch.autograd.grad(y, leaves, x)])
 
         rows += rows_for(f"{label}, f+b", both, 5 * 2 * x.numel(), bandwidth, 3e-2)
+    psi = torch.view_as_complex(random((m, d, 2)))
+    rate = torch.full((m,), 1j**0.5, device="cuda", dtype=torch.complex64)
+    run = lambda backend: kernel_sum(x, keys, psi, "exp", rate=rate, norm=True, backend=backend)
+    label = f"kernel sum, sine features, {n:,} x {m} pairs, d = c = {d}, bfloat16, forward"
+    rows += rows_for(label, run, 2 * 2 * x.numel(), bandwidth, 2e-2)
     n = 32768
     x, keys = (torch.nn.functional.normalize(random((n, 3)) + shift) for shift in (1.0, 1.01))
     values = random((n, 2))

@@ -70,6 +70,19 @@ def test_reference_float32_keeps_its_range():
             assert_close(g.double() / e.abs().max(), e / e.abs().max(), 1e-4, f"{scale} {depth}")
 
 
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("chunk", [1, 30, 77, 10**6])
+def test_reference_in_blocks_of_rows(act, chunk, monkeypatch):
+    x1, x2 = inputs(17, 11, 5)
+    leaf = x1.clone().requires_grad_()  # whole, as autograd needs it
+    whole = [t.detach() for t in nngp_ntk_reference(leaf, x2, 3, act)]
+    monkeypatch.setattr(op, "CHUNK", chunk)
+    for blocks, one in zip(nngp_ntk_reference(x1, x2, 3, act), whole):
+        assert_close(blocks, one, 1e-14)
+    together = torch.func.vmap(lambda x: nngp_ntk_reference(x, x2, 3, act)[1])(x1[None])
+    assert_close(together[0], whole[1], 1e-14)
+
+
 def test_which_empty_and_half_inputs():
     x1, x2 = inputs(3, 4, 2)
     both = nngp_ntk(x1, x2, 2)

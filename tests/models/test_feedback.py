@@ -7,7 +7,7 @@ from torch import nn
 
 from lib.core.derivatives import gradient_map
 from lib.core.seeds import child
-from lib.models.feedback import FeedbackLinear, Signal, ff_loss, goodness
+from lib.models.feedback import FeedbackLinear, Signal, TargetPropagation, ff_loss, goodness
 from tests.helpers import assert_close, raises
 
 
@@ -96,6 +96,54 @@ def test_forward_is_linear_and_feedback_is_not_trained(batch):
     assert "feedback" in layer.state_dict()
 
 
+def small_batch(n=16, n_in=6, classes=3, seed=1):
+    gen = child(seed, "batch")
+    return torch.randn(n, n_in, generator=gen), torch.randint(classes, (n,), generator=gen)
+
+
+def test_target_propagation_with_orthogonal_layers_is_backpropagation():
+    """Linear orthogonal layers with exact inverses: targets move along the gradient."""
+    model = TargetPropagation([5, 5, 5, 5, 3], torch.nn.Identity, child(0, "tp")).double()
+    with torch.no_grad():
+        for inverse, layer in zip(model.inverses, model.layers[1:]):
+            inverse[0].weight.copy_(layer[0].weight.T)
+            inverse[0].bias.copy_(-layer[0].weight.T @ layer[0].bias)
+    x, y = torch.randn(8, 5, dtype=torch.float64), torch.randint(3, (8,))
+    losses = model.losses(x, y, step=0.1)
+    grads = {
+        k: torch.autograd.grad(losses[f"layer {k}"], model.layers[k - 1][0].weight)[0]
+        for k in (1, 2, 3)
+    }
+    h = x
+    for layer in model.layers:
+        h = layer(h)
+    loss = F.cross_entropy(model.output(h), y)
+    for k in (1, 2, 3):
+        true = torch.autograd.grad(loss, model.layers[k - 1][0].weight, retain_graph=True)[0]
+        assert_close(grads[k], 0.1 * true, 1e-9)
+
+
+def test_target_propagation_is_local_and_a_target_reached_stays():
+    model, (x, y) = TargetPropagation([6, 7, 8, 3], gen=child(0, "tp")), small_batch()
+    losses = model.losses(x, y, child(1, "n"))
+    groups = {f"layer {i}": m for i, m in enumerate(model.layers, 1)}
+    groups |= {"inverse 2": model.inverses[0], "output": model.output}
+    table = gradient_map(losses, groups).loc[list(groups)].to_numpy()
+    assert ((table > 0) == torch.eye(4, dtype=torch.bool).numpy()).all()
+    hidden = [h.detach() for h in model.hidden(x)]
+    still = model.targets(hidden, lambda out: 0.0 * out.sum(), 1.0)
+    for a, b in zip(still, hidden):
+        assert_close(a, b, 1e-6)
+
+
+def test_target_of_a_sample_does_not_depend_on_the_batch():
+    model, (x, y) = TargetPropagation([6, 7, 8, 3], gen=child(0, "tp")), small_batch()
+    make = lambda n: model.targets(
+        model.hidden(x[:n]), lambda out: F.cross_entropy(out, y[:n]), 0.5
+    )[0][:4]
+    assert_close(make(4), make(16), 1e-5)
+
+
 def test_gradient_map():
     gen = child(0, "map")
     a, b = nn.Linear(3, 4), nn.Linear(4, 2)
@@ -127,3 +175,12 @@ def test_errors(batch):
     layers = network("dfa", Signal())
     with raises(RuntimeError, match="signal.value is not set"):
         run(layers, batch[0]).sum().backward()
+    model, (x, y) = TargetPropagation([6, 7, 8, 3], gen=child(0, "tp")), small_batch()
+    with raises(ValueError, match="three or more numbers"):
+        TargetPropagation([6, 3])
+    with raises(ValueError, match="step=0, 2 hidden layers"):
+        model.losses(x, y, step=0)
+    with raises(ValueError, match="sigma=-1"):
+        model.losses(x, y, sigma=-1)
+    with raises(ValueError, match="samples of 6 numbers and a label for each"):
+        model.losses(x[:, :5], y)

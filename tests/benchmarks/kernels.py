@@ -18,6 +18,7 @@ from lib.kernels.graft_step import graft_step, magnitude_threshold, relaxed_graf
 from lib.kernels.kernel_sum import kernel_sum
 from lib.kernels.lif import lif
 from lib.kernels.nngp_ntk import nngp_ntk
+from lib.kernels.prox_softmax import prox_softmax, prox_step
 from lib.kernels.saliency_stats import saliency_stats
 from lib.kernels.smooth_step import smooth_step
 from lib.kernels.tree_ntk import tree_ntk
@@ -33,7 +34,8 @@ def main() -> list[dict]:
     bandwidth = copy_bandwidth()
     print(f"a copy reaches {bandwidth / 1e12:.2f} TB/s")
     rows = []
-    for measure in (spikes, limit_kernel, tree_kernel, statistics, smoothing, kernel_sums, grafts):
+    measures = (spikes, limit_kernel, tree_kernel, statistics, smoothing, kernel_sums, grafts)
+    for measure in (*measures, prox_steps):
         rows += measure(bandwidth)
     return rows
 
@@ -157,6 +159,32 @@ def kernel_sums(bandwidth: float) -> list[dict]:
         )
         label = f"kernel sum, singular, {name}, {n:,} x {n:,} pairs, d = 3"
         rows += rows_for(label, run, 4 * 8 * n, bandwidth, 1e-3)
+    return rows
+
+
+def prox_steps(bandwidth: float) -> list[dict]:
+    """One solver step on the tiers of the multi-tier Boltzmann machine, and its backward pass."""
+    rows = []
+    for count, k, samples in ((784, 2, 8192), (784, 10, 2048), (196, 20, 4096)):
+        groups = ((count, k),)
+        for dtype in (torch.float32, torch.bfloat16):
+            v = random((samples, count * k), dtype)
+            q = prox_softmax(v.flip(0), 1.0, groups)
+
+            def step(backend, q=q, v=v, groups=groups):
+                return prox_step(q, v, 0.125, groups, backend)[0]
+
+            def both(backend, q=q, v=v, groups=groups):
+                leaves = [t.detach().requires_grad_() for t in (q, v)]
+                x, _ = prox_step(*leaves, 0.125, groups, backend)
+                return torch.cat(torch.autograd.grad(x, leaves, v))
+
+            tol = 2e-2 if dtype.itemsize == 2 else 1e-4
+            word = v.numel() * v.element_size()
+            label = f"prox step, {samples:,} x {count} nodes of {k} states, {short(dtype)}"
+            # read q and v, write x; backward: also read x and g, write two gradients
+            rows += rows_for(f"{label}, forward", step, 3 * word, bandwidth, tol)
+            rows += rows_for(f"{label}, f+b", both, 7 * word, bandwidth, tol)
     return rows
 
 

@@ -12,20 +12,31 @@ inference; the last one is the classifier. The heads here are those that later p
   arXiv:2101.10832).
 
 Every head has ``forward(h) -> logits`` and ``loss(h, x, y) -> scalar``. A module without ``loss``
-is trained by the cross-entropy of its output.
+is trained by the cross-entropy of its output. :func:`compared_heads` makes one for every block,
+:func:`train` is the loop, local or end to end, and :func:`block_bytes` says what a block holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from lib.core.fitting import History, progress
 from lib.core.linalg import ridge
 from lib.core.losses import supcon
+from lib.core.meters import saved_bytes
+from lib.core.schedules import schedule
+from lib.core.seeds import batch_indices
 
 
 class LocalBlocks(nn.Module):
@@ -83,6 +94,10 @@ class LocalBlocks(nn.Module):
         """What inference needs: the blocks' parameters and the classifier's."""
         return [*self.blocks.parameters(), *self.heads[-1].parameters()]
 
+    def spread(self, x: Float[Tensor, "b ..."]) -> Tensor:
+        """What the first block reads: ``x`` itself, unless several networks share it."""
+        return x
+
 
 def head_loss(head: nn.Module, h: Tensor, x: Tensor, y: Tensor) -> Float[Tensor, ""]:
     """``head.loss(h, x, y)`` if the head has one, else the mean cross-entropy of ``head(h)``."""
@@ -102,6 +117,158 @@ def cut(layers: Sequence[nn.Module], k: int) -> list[nn.Sequential]:
     size, extra = divmod(len(layers), k)
     ends = [size * i + min(i, extra) for i in range(k + 1)]
     return [nn.Sequential(*layers[a:b]) for a, b in zip(ends, ends[1:])]
+
+
+def train(
+    model: LocalBlocks,
+    x: Float[Tensor, "n ..."],
+    y: Int[Tensor, "n"],
+    *,
+    steps: int,
+    batch: int,
+    lr: float = 0.05,
+    end_to_end: bool = False,
+    weight_decay: float = 1e-4,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+    log: Sequence[int] = (),
+    callback: Callable[[int, LocalBlocks], dict] | None = None,
+    what: str = "training",
+) -> History:
+    """SGD with Nesterov momentum 0.9 and a cosine schedule, locally or end to end.
+
+    Locally, an update is ``model.local_step``: every block's backward pass runs before the next
+    block's forward pass.
+
+    Args:
+        end_to_end: train the primary network by back-propagation; the heads are left alone.
+        augment: what is done to the samples of a batch.
+        seed: of the batches.
+        log: steps at which ``callback(step, model)`` is recorded; ``steps`` is the end.
+
+    Returns:
+        A row for each logged step: ``step`` and what the callback gave.
+
+    Raises:
+        ValueError: ``steps``, ``batch``, ``lr`` or ``weight_decay`` out of range, not one
+            label for each sample, ``log`` without ``callback`` or outside 0..steps.
+        FloatingPointError: a loss is not finite; the message names the step.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} samples x and {len(y)} labels y: allowed is one label for each")
+    if steps < 0 or not 1 <= batch <= len(x):
+        raise ValueError(
+            f"steps={steps}, batch={batch}: allowed are 0 or more, and 1 to {len(x)} samples"
+        )
+    if not lr > 0 or not weight_decay >= 0:
+        raise ValueError(f"lr={lr}, weight_decay={weight_decay}: allowed are > 0 and >= 0")
+    if log and (callback is None or not all(0 <= t <= steps for t in log)):
+        raise ValueError(f"log={list(log)}: allowed are steps 0 to {steps}, with a callback")
+    parameters = model.primary_parameters() if end_to_end else model.parameters()
+    options = {"momentum": 0.9, "nesterov": True, "weight_decay": weight_decay, "foreach": True}
+    optimizer = torch.optim.SGD([p for p in parameters if p.requires_grad], lr=lr, **options)
+    decay = schedule("cosine", steps) if steps else None
+    history, start = History(), time.perf_counter()
+    for step in progress(range(steps + 1), what):
+        if step in log:
+            with torch.no_grad():
+                history.rows.append({"step": step, **callback(step, model)})
+        if step == steps:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = lr * decay(step)
+        index = batch_indices(len(x), batch, step, seed).to(x.device)
+        samples = x[index] if augment is None else augment(x[index])
+        optimizer.zero_grad(set_to_none=True)
+        if end_to_end:
+            losses = [end_to_end_step(model, samples, y[index])]
+        else:
+            losses = model.local_step(samples, y[index])
+        if not math.isfinite(total := float(sum(losses))):
+            raise FloatingPointError(f"the losses add up to {total} at step {step}: a smaller lr?")
+        optimizer.step()
+    history.seconds = time.perf_counter() - start
+    return history
+
+
+def end_to_end_step(
+    model: LocalBlocks,
+    x: Float[Tensor, "b ..."],
+    y: Int[Tensor, "b"],
+    segments: int | None = None,
+) -> Tensor:
+    """Back-propagation through the primary network; returns the loss, detached.
+
+    Args:
+        segments: keep only what passes between so many segments, and run each one again in the
+            backward pass (gradient checkpointing). None keeps everything. A segment that runs twice
+            updates the running averages of its batch normalizations twice.
+
+    Raises:
+        ValueError: ``segments`` outside 1..number of blocks.
+    """
+    if segments is not None and not 1 <= segments <= len(model.blocks):
+        raise ValueError(
+            f"segments={segments}: allowed is 1 to the number of blocks, {len(model.blocks)}"
+        )
+    h = model.spread(x)
+    if segments is None:
+        for block in model.blocks:
+            h = block(h)
+    else:
+        # The first input must ask for a gradient, or a segment's parameters get none.
+        h = h.detach().requires_grad_()
+        for segment in cut(list(model.blocks), segments):
+            h = checkpoint(segment, h, use_reentrant=True)
+    loss = head_loss(model.heads[-1], h, x, y)
+    loss.backward()
+    return loss.detach()
+
+
+@torch.no_grad()
+def accuracy(
+    model: LocalBlocks, x: Float[Tensor, "n ..."], y: Int[Tensor, "n"], chunk: int = 1024
+) -> list[float]:
+    """Share of right answers of the primary network in evaluation mode.
+
+    A list, with one number for each network: one, unless several run side by side.
+
+    Raises:
+        ValueError: no samples, not one label for each, or ``chunk`` below 1.
+    """
+    if len(x) < 1 or len(x) != len(y) or chunk < 1:
+        raise ValueError(
+            f"{len(x)} samples x, {len(y)} labels y, chunk={chunk}: allowed are one or more "
+            "samples, one label for each, and a chunk of 1 or more"
+        )
+    training = model.training
+    model.eval()
+    logits = torch.cat([model(part) for part in x.split(chunk)], -2)
+    model.train(training)
+    right = (logits.argmax(-1) == y).double().mean(-1)
+    return right.reshape(-1).tolist()
+
+
+def block_bytes(model: LocalBlocks, x: Float[Tensor, "b ..."], y: Int[Tensor, "b"]) -> list[int]:
+    """Bytes that each block and its head keep for their backward pass; weights not counted.
+
+    Training locally needs the largest of them at a time; the end-to-end pass needs those of all
+    blocks at once, without their heads. A copy is measured: ``model`` stays as it is.
+    """
+    model = copy.deepcopy(model)
+    h, kept = model.spread(x), []
+    for block, head in zip(model.blocks, model.heads):
+        kept.append(saved_bytes(partial(_loss_of, block, head, h, x, y), exclude=model))
+        with torch.no_grad():
+            h = block(h)
+    return kept
+
+
+def _loss_of(block: nn.Module, head: nn.Module, h: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return head_loss(head, block(h), x, y)
+
+
+# ------------------------------------------------------------------------------------------- heads
 
 
 class PoolLinear(nn.Module):
@@ -148,7 +315,8 @@ class PredSim(nn.Module):
     """``(1 - beta)`` cross-entropy of a pooled linear map, ``beta`` similarity matching.
 
     The samples of a batch should be as alike as their labels: the mean squared difference between
-    the cosine similarities of a 3 x 3 convolution of ``h`` and those of the one-hot labels.
+    the cosine similarities of a 3 x 3 convolution of ``h`` and those of the one-hot labels. The
+    authors' classifier reads a coarse map of about 1,024 numbers; here it reads channel means.
     """
 
     def __init__(self, channels: int, classes: int, beta: float = 0.99) -> None:
@@ -239,6 +407,47 @@ class InfoPro(nn.Module):
 def interpolated(first: float, last: float, n: int) -> list[float]:
     """``n`` weights from ``first`` to ``last`` in equal steps, one for each auxiliary head."""
     return [first + (last - first) * i / max(1, n - 1) for i in range(n)]
+
+
+HEADS = ("0c1f", "dgl", "predsim", "infopro")
+
+
+def compared_heads(
+    head: Literal["0c1f", "dgl", "predsim", "infopro"],
+    channels: Sequence[int],
+    classes: int,
+    *,
+    colors: int = 3,
+    image: tuple[float, float] = (5.0, 0.2),
+    label: tuple[float, float] = (0.05, 0.5),
+    beta: tuple[float, float] = (0.99, 0.99),
+) -> list[nn.Module]:
+    """Heads that papers compare with, one for each of the blocks' output ``channels``.
+
+    ``"0c1f"`` is :class:`PoolLinear`: no convolution, one fully connected layer. Weights of losses
+    are (first, last) and interpolated over the heads; the defaults are those of the ResNet-32 runs
+    of AugLocal's authors (arXiv:2402.17318).
+
+    Args:
+        colors: channels of the image, for InfoPro's decoder.
+        image, label: InfoPro's weights of reconstruction and classification.
+        beta: PredSim's weight of similarity matching; the rest weighs the cross-entropy.
+
+    Raises:
+        ValueError: an unknown ``head``, or ``channels`` or ``classes`` below 1.
+    """
+    if head not in HEADS:
+        raise ValueError(f"head={head!r}: allowed are {', '.join(map(repr, HEADS))}")
+    if classes < 1 or any(c < 1 for c in channels):
+        raise ValueError(f"channels={list(channels)}, classes={classes}: allowed is 1 or more")
+    images, labels, betas = (interpolated(*w, len(channels)) for w in (image, label, beta))
+    make = {
+        "0c1f": lambda i, c: PoolLinear(c, classes),
+        "dgl": lambda i, c: DGL(c, classes),
+        "predsim": lambda i, c: PredSim(c, classes, betas[i]),
+        "infopro": lambda i, c: InfoPro(c, classes, colors, image=images[i], label=labels[i]),
+    }
+    return [make[head](i, c) for i, c in enumerate(channels)]
 
 
 def pooled(h: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c"]:

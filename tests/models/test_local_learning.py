@@ -140,6 +140,119 @@ def test_probes_find_what_is_there(gen):
         ll.probe_curve([clear], y, [clear, clear], y)
 
 
+# ---------------------------------------------------------------------------------------- training
+
+
+def grads(model):
+    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+def test_one_block_trained_locally_is_backpropagation(batch):
+    whole = net()
+    one = ll.LocalBlocks([nn.Sequential(*whole.blocks)], [whole.heads[-1]])
+    one.local_step(*batch)
+    local = grads(one)
+    one.zero_grad()
+    ll.end_to_end_step(one, *batch)
+    assert all(torch.equal(a, b) for a, b in zip(local, grads(one)))
+
+
+def test_local_training_needs_the_largest_block_and_checkpointing_changes_no_gradient(batch):
+    x, y = batch
+    model = net(ll.DGL)
+    held = ll.block_bytes(model, x, y)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    ll.block_bytes(model, x, y)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    step = saved_bytes(lambda: model.local_step(x, y), model)
+    assert step == max(held) and len(held) == len(model.blocks)
+    model.zero_grad()
+    ll.end_to_end_step(model, x, y)
+    plain = grads(model)
+    model.zero_grad()
+    ll.end_to_end_step(model, x, y, segments=3)
+    for a, b in zip(plain, grads(model)):
+        assert (a is None) == (b is None)
+        if a is not None and a.norm() > 1e-6:
+            assert_close(b, a, 1e-4)
+    whole, parts = (
+        saved_bytes(lambda s=s: ll.end_to_end_step(model, x, y, segments=s), model)
+        for s in (None, 3)
+    )
+    assert parts < 0.75 * whole and step < 0.7 * whole
+    with raises(ValueError, match="segments=6: allowed is 1 to the number of blocks, 5"):
+        ll.end_to_end_step(model, x, y, segments=6)
+
+
+def test_train_lowers_the_local_losses_and_leaves_heads_alone_end_to_end(batch):
+    x, y = batch
+    model = net()
+    frozen = model.heads[1].linear.weight.requires_grad_(False).clone()
+    before = [float(loss.detach()) for loss in model.local_losses(x, y)]
+    history = ll.train(
+        model, x, y, steps=15, batch=12, log=[0, 15], callback=lambda t, m: {"now": t}
+    )
+    assert [row["now"] for row in history.rows] == [0, 15] and history.seconds > 0
+    after = [float(loss.detach()) for loss in model.local_losses(x, y)]
+    assert all(b < 0.9 * a for a, b in zip(before, after))
+    assert torch.equal(model.heads[1].linear.weight, frozen)
+    heads = [p.detach().clone() for h in model.heads[:-1] for p in h.parameters()]
+    last = model.primary_parameters()[-1].detach().clone()
+    ll.train(model, x, y, steps=2, batch=12, end_to_end=True)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(heads, [p for h in model.heads[:-1] for p in h.parameters()])
+    )
+    assert not torch.equal(last, model.primary_parameters()[-1])
+
+
+def test_accuracy_keeps_the_mode_and_does_not_depend_on_the_chunk(batch):
+    x, y = batch
+    model = net()
+    whole = ll.accuracy(model, x, y)
+    assert whole == ll.accuracy(model, x, y, chunk=5) and model.training and len(whole) == 1
+    logits = model.eval()(x)
+    assert whole == [(logits.argmax(1) == y).double().mean().item()]
+    ll.accuracy(model, x, y)
+    assert not model.training
+    with raises(ValueError, match="0 samples x, 0 labels y, chunk=1024: allowed are one or more"):
+        ll.accuracy(model, x[:0], y[:0])
+
+
+def test_training_errors(batch):
+    x, y = batch
+    model = net()
+    bad = [
+        ({"steps": -1, "batch": 4}, "steps=-1, batch=4: allowed are 0 or more, and 1 to 12"),
+        ({"steps": 1, "batch": 13}, "batch=13"),
+        ({"steps": 1, "batch": 4, "lr": 0}, "lr=0, weight_decay=0.0001: allowed are > 0 and >= 0"),
+        ({"steps": 1, "batch": 4, "log": [1]}, r"log=\[1\]: allowed are steps 0 to 1, with a call"),
+        ({"steps": 1, "batch": 4, "log": [2], "callback": lambda t, m: {}}, r"log=\[2\]"),
+    ]
+    for options, message in bad:
+        with raises(ValueError, match=message):
+            ll.train(model, x, y, **options)
+    with raises(ValueError, match="12 samples x and 11 labels y: allowed is one label for each"):
+        ll.train(model, x, y[:-1], steps=1, batch=4)
+    with raises(FloatingPointError, match="add up to nan at step 0: a smaller lr"):
+        ll.train(model, x * float("nan"), y, steps=1, batch=4)
+    ll.train(model, x, y, steps=0, batch=4)
+
+
+def test_compared_heads_interpolate_their_weights():
+    heads = ll.compared_heads("infopro", [8, 8, 16], 10, colors=1, image=(5.0, 1.0), label=(0, 1.0))
+    assert [h.image for h in heads] == [5.0, 3.0, 1.0]
+    assert [h.label for h in heads] == [0, 0.5, 1.0]
+    heads = ll.compared_heads("predsim", [8], 10, beta=(0.9, 0.1))
+    assert isinstance(heads[0], ll.PredSim) and heads[0].beta == 0.9
+    kinds = {"0c1f": ll.PoolLinear, "dgl": ll.DGL}
+    assert all(type(ll.compared_heads(k, [4], 3)[0]) is kind for k, kind in kinds.items())
+    with raises(ValueError, match="head='none': allowed are '0c1f', 'dgl', 'predsim', 'infopro'"):
+        ll.compared_heads("none", [8], 10)
+    with raises(ValueError, match=r"channels=\[8, 0\], classes=10: allowed is 1 or more"):
+        ll.compared_heads("dgl", [8, 0], 10)
+
+
 def test_errors():
     with raises(ValueError, match="2 blocks and 1 heads"):
         ll.LocalBlocks([nn.Linear(2, 2), nn.Linear(2, 2)], [nn.Linear(2, 3)])

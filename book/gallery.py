@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import posixpath
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -172,10 +173,11 @@ def raw(markup: str) -> str:
     return f"```{{raw}} html\n{markup}\n```"
 
 
-def link(chapter: Chapter) -> str:
-    """The chapter's title as a link, for a page at the root of the site."""
+def link(chapter: Chapter, part: str = "") -> str:
+    """The chapter's title as a link, for a page at the root of the site or of this part."""
     title = plain_text(chapter.book.get("title", chapter.slug))
-    return f'<a href="{chapter.docname}.html">{title}</a>'
+    page = posixpath.relpath(chapter.docname, f"chapters/{part}" if part else ".")
+    return f'<a href="{page}.html">{title}</a>'
 
 
 def plain_text(text: object) -> str:

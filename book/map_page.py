@@ -53,7 +53,10 @@ def route(source: Source) -> str:
 
 
 def drawing(source: Source, only: str = "") -> str:
-    """Arcs on the left, chapters on the right, a line for each; of one part, or of the book."""
+    """Arcs on the left, chapters on the right, a line for each.
+
+    Of the book, for a page beside its front page; or of one part, for the part's opening.
+    """
     drawn = {part: found for part, found in by_part(source).items() if only in ("", part)}
     inside = [chapter for chapters in drawn.values() for chapter in chapters]
     if not inside:
@@ -66,7 +69,7 @@ def drawing(source: Source, only: str = "") -> str:
         for chapter in chapters:
             row[chapter.name] = len(lines)
             facts = f' <span class="itr-note">{minutes(chapter)} min</span>'
-            lines.append(f'<li data-name="{chapter.name}">{linked(chapter)}{facts}</li>')
+            lines.append(f'<li data-name="{chapter.name}">{linked(chapter, only)}{facts}</li>')
     before = {
         chapter.name: [o for o in source.prerequisites.before[chapter.name] if o.name in row]
         for chapter in inside

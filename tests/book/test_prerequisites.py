@@ -178,6 +178,8 @@ def test_the_drawing_has_a_line_a_chapter_and_an_arc_a_step(book):
     part = map_page.drawing(source, "width")
     assert part.count("<path ") == 1 and part.count("<circle ") == 2
     assert "itr-map-part" not in part and "graphs/c" not in part
+    # The one stands beside the front page, the other on the part's own.
+    assert 'href="chapters/width/a.html"' in page and 'href="a.html"' in part
     assert map_page.drawing(source, "science") == "No chapter is finished yet."
     listed = map_page.outline(source)
     assert "    - builds on [First & <foremost>](chapters/width/a.ipynb), [width/b]" in listed

@@ -15,7 +15,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from lib.core.plots.theme import CATEGORY, DIVERGING, MUTED, SEQUENTIAL, ordered
+from lib.core.plots.theme import CATEGORY, DIVERGING, INK, MUTED, SEQUENTIAL, ordered
 from lib.core.stats import loglog_slope
 
 
@@ -151,10 +151,11 @@ def loglog_fit(
     # Points carry no legend of their own: the group's color is enough.
     dots = alt.Chart(frame[[c for c in (x, y, color) if c]]).mark_point().encode(**encoding)
     line = alt.Chart(pd.DataFrame(lines)).mark_line(strokeDash=[6, 4]).encode(**encoding)
+    # In ink: a thin letter needs more contrast than a line, and not every color of the theme has it.
     text = (
         alt.Chart(pd.DataFrame(labels))
-        .mark_text(align="left", dx=8, fontWeight=600)
-        .encode(**encoding, text="label:N")
+        .mark_text(align="left", dx=8, fontWeight=600, color=INK)
+        .encode(x=encoding["x"], y=encoding["y"], text="label:N")
     )
     return alt.layer(line, dots, text).properties(width=width, height=height)
 

@@ -151,7 +151,7 @@ def loglog_fit(
     # Points carry no legend of their own: the group's color is enough.
     dots = alt.Chart(frame[[c for c in (x, y, color) if c]]).mark_point().encode(**encoding)
     line = alt.Chart(pd.DataFrame(lines)).mark_line(strokeDash=[6, 4]).encode(**encoding)
-    # In ink: a thin letter needs more contrast than a line, and not every color of the theme has it.
+    # In ink: letters need more contrast than lines, and not every color of the theme has it.
     text = (
         alt.Chart(pd.DataFrame(labels))
         .mark_text(align="left", dx=8, fontWeight=600, color=INK)

@@ -151,15 +151,16 @@ def notebooks(source: Source, names: Iterable[str]) -> list[Chapter]:
     names = list(names)
     has_contents = (source.root / "_toc.yml").exists()
     listed = source.chapters if has_contents or not names else []
+    openings = source.openings if has_contents else []
     if not names:
-        have = {chapter.docname for chapter in [*listed, *source.openings]}
+        have = {chapter.docname for chapter in [*listed, *openings]}
         for file in source.toc_files:
             if file.startswith("chapters/") and file not in have:
                 if not (source.root / f"{file}.md").is_file():
                     raise BookError(f"_toc.yml lists {file}, but {file}.ipynb does not exist")
         if not listed:
             raise BookError("_toc.yml lists no chapter; name one, or start one with `new`")
-        return [*listed, *source.openings]
+        return [*listed, *openings]
     everything = [*source.all_chapters, *source.all_openings]
     found: set[str] = set()
     for given in names:
@@ -167,7 +168,7 @@ def notebooks(source: Source, names: Iterable[str]) -> list[Chapter]:
         name = name.removesuffix(".ipynb")
         exact = [c for c in everything if c.name == name]
         slug = [c for c in source.all_chapters if c.slug == name]
-        part = [c for c in [*listed, *source.openings] if c.part == name]
+        part = [c for c in [*listed, *openings] if c.part == name]
         part = part or [c for c in source.all_chapters if c.part == name]
         match = exact or part or slug
         if not match:

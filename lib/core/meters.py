@@ -247,12 +247,13 @@ class _Chains(TorchDispatchMode):
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
         self.written |= {t.untyped_storage()._cdata for t in _tensors(changed)}
-        if name.startswith("_foreach_"):
-            lists = [a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))]
-            rest = [a for a in (*args, *kwargs.values()) if not isinstance(a, (list, tuple))]
-            results = changed[0] if changed else out
-            for i, target in enumerate(results):
-                self._set([target], [[each[i] for each in lists], rest], 0)
+        if name.startswith(("_foreach_", "_fused_")):
+            given = [*args, *kwargs.values()]
+            lists = [a for a in given if isinstance(a, (list, tuple)) and a]
+            rest = [a for a in given if not isinstance(a, (list, tuple))]
+            for targets in changed or [out]:
+                for i, target in enumerate(targets):
+                    self._set([target], [[each[i] for each in lists], rest], 0)
         else:
             self._set([out, changed], [args, kwargs], int(name.rstrip("_") in PRODUCTS))
         return out

@@ -128,11 +128,11 @@ def chain(depth, width=6):
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
-@pytest.mark.parametrize("foreach", [False, True])
-def test_waiting_in_back_propagation(make, foreach):
+@pytest.mark.parametrize("form", [{"foreach": False}, {"foreach": True}, {"fused": True}])
+def test_waiting_in_back_propagation(make, form):
     layers = chain(5)
     model = nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())])
-    optimizer = make(model.parameters(), lr=0.1, foreach=foreach)
+    optimizer = make(model.parameters(), lr=0.1, **form)
     x = torch.randn(4, 6)
 
     def step():

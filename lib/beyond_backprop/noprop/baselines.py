@@ -8,7 +8,7 @@ target propagation, which lives in ``lib.models.feedback``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -122,29 +122,36 @@ class ForwardForward(nn.Module):
     def mark(self, x: Float[Tensor, "b n"], y: Int[Tensor, "b"]) -> Float[Tensor, "b n"]:
         return torch.cat([F.one_hot(y, self.classes).to(x), x[:, self.classes :]], 1)
 
-    def hidden(self, x: Float[Tensor, "b n"]) -> list[Float[Tensor, "b _"]]:
-        found = []
+    def hidden(self, x: Float[Tensor, "b n"]) -> Iterator[Float[Tensor, "b _"]]:
         for layer in self.layers:
-            h = torch.relu(layer(x.detach()))
-            found.append(h)
-            x = h / (goodness(h).sqrt()[:, None] + 1e-4)
-        return found
+            h = torch.relu(layer(x))
+            x = h.detach()
+            yield h
+            x = x / (goodness(x).sqrt()[:, None] + 1e-4)
 
     def losses(
         self, x: Float[Tensor, "b n"], y: Int[Tensor, "b"], gen: torch.Generator | None = None
-    ) -> list[Float[Tensor, ""]]:
-        """One loss a layer; the wrong label is drawn uniformly from the others."""
+    ) -> Iterator[Float[Tensor, ""]]:
+        """One loss a layer, from the input up; the wrong label is uniform over the others.
+
+        A layer runs when its loss is asked for: call ``backward`` on each before the next, and
+        one layer's graph is alive at a time.
+        """
         check_batch(x, y, self.classes)
         shift = torch.randint(1, self.classes, y.shape, generator=gen).to(y.device)
-        good, bad = (self.hidden(self.mark(x, k)) for k in (y, (y + shift) % self.classes))
-        pairs = zip(good, bad)
-        return [ff_loss(goodness(a), goodness(b), self.theta).mean() for a, b in pairs]
+        both = torch.cat([self.mark(x, k) for k in (y, (y + shift) % self.classes)])
+        return self._losses(both)
+
+    def _losses(self, both: Float[Tensor, "two_b n"]) -> Iterator[Float[Tensor, ""]]:
+        for h in self.hidden(both):
+            good, bad = goodness(h).chunk(2)
+            yield ff_loss(good, bad, self.theta).mean()
 
     @torch.no_grad()
     def forward(self, x: Float[Tensor, "b n"]) -> Float[Tensor, "b classes"]:
         scores = []
         for k in range(self.classes):
-            hidden = self.hidden(self.mark(x, torch.full((len(x),), k, device=x.device)))
+            hidden = list(self.hidden(self.mark(x, torch.full((len(x),), k, device=x.device))))
             counted = hidden[1:] or hidden
             scores.append(sum(goodness(h) for h in counted))
         return torch.stack(scores, 1)
@@ -284,7 +291,7 @@ def mlp_trainer(
         layers = [*model.layers, model.output]
     elif method == "forward-forward":
         model = ForwardForward(widths, gen=gen)
-        backward = lambda x, y: sum(model.losses(x, y, noise)).backward()
+        backward = lambda x, y: [loss.backward() for loss in model.losses(x, y, noise)]
         layers = list(model.layers)
     else:
         model = ForwardGradient(widths, gen=gen)

@@ -11,7 +11,8 @@ What a check notices of the distance:
 * Gradients flow: a tensor that came back has a graph, whose backward pass is a call too, any
   number of times. Tensors inside the arguments' models count.
 * A tensor changed in place, its `.grad` and the random generators come back changed. A list or a
-  dictionary does not.
+  dictionary does not. The `.grad` that a tensor had before the call stays here: give gradients to
+  an answer as tensors of their own.
 * What the answer cell gives, such as a data set, and the check binds anew, the answer sees anew.
 * A function that the check defines and passes on is called back where it was defined.
 """

@@ -254,6 +254,29 @@ def test_best_on_validation_is_kept():
     assert abs(found - best) < 1e-9 and len(out.history.rows) == 7
 
 
+def test_evaluation_leaves_batch_normalization_alone():
+    x, y = data(20)
+    net = network(0, norm_f=2, norm_b=2)
+    options = {"steps": 3, "batch": 10, "seeds": [0]}
+    plain = cc.train_ccl([net], x, y, **options)
+    # Looking at other data on the way must not change what is learned.
+    far = (100 * x, y)
+    look = lambda step, e: {"a": cc.accuracy(e, *far), "p": cc.prototype_accuracy(e, *far).mean(1)}
+    watched = cc.train_ccl(
+        [network(0, norm_f=2, norm_b=2)], x, y, log=range(3), callback=look, **options
+    )
+    for name, t in (plain.params | plain.buffers).items():
+        assert torch.equal(t, watched.params.get(name, watched.buffers.get(name))), name
+    # The share of right answers is that of the network in evaluation mode.
+    right = (plain.member(0).eval()(x).argmax(1) == y).float().mean()
+    assert_close(cc.accuracy(plain, x, y)[0], right, 1e-6)
+    best = cc.train_ccl(
+        [network(0, norm_f=2, norm_b=2)], x, y, log=range(4), validation=(x, y), **options
+    )
+    found = F.cross_entropy(best.member(0).eval()(x), y).item()
+    assert abs(found - min(row["validation"] for row in best.history.rows)) < 1e-9
+
+
 def test_it_learns_digits_and_knows_the_class_everywhere():
     d = digits(train=600, test=600)
     # Accuracy above 0.8 after 100 steps: 0.86 or more on seeds 0-4.
@@ -373,10 +396,11 @@ def test_transported_floats_are_counted(rule):
 
 @pytest.mark.parametrize("rule", ["backprop", "fa", "dfa", "drtp", "dtp", "drl", "l-drl", "fw-dtp"])
 def test_baselines_learn(rule):
-    # Above 0.6 after 120 steps.
+    # Above 0.6. Target propagation gets fewer steps at a larger rate: 0.81 or more on seeds 0-4.
     d = digits(train=600, test=600)
-    trainer = cc.baseline_trainer(rule, [64, 32, 32, 10], seed=0)
-    for step in range(120):
+    steps, lr = (30, 0.01) if rule in ("dtp", "drl", "l-drl", "fw-dtp") else (120, None)
+    trainer = cc.baseline_trainer(rule, [64, 32, 32, 10], seed=0, lr=lr)
+    for step in range(steps):
         index = batch_indices(600, 60, step, 0)
         trainer.step(d.x[index], d.y[index])
     assert (trainer.predict(d.x_test).argmax(1) == d.y_test).float().mean() > 0.6
@@ -476,3 +500,88 @@ def test_messages():
         cc.train_ccl([net], x, y, steps=1, batch=2, seeds=[0, 1])
     with raises(FloatingPointError, match=r"member 0 \(seed 0, ccl\) is not finite at step 0"):
         cc.train_ccl([net], x * float("nan"), y, steps=1, batch=2, seeds=[0])
+
+
+def test_messages_about_data():
+    x, y = data()
+    net = network()
+    acts, signals = net(x, EYE)
+    h, g = acts[0], signals[0]
+    for bad in (y + 9, y * 0 - 1):
+        with raises(ValueError, match="y has a label outside 0 to 3"):
+            cc.prototype_loss(h, g, bad)
+        with raises(ValueError, match="labels .* allowed are 0 to 3"):
+            cc.train_ccl([net], x, bad, steps=1, batch=2, seeds=[0])
+    with raises(ValueError, match="y has a label outside 0 to 3"):
+        cc.ccl_loss(acts, signals, y - 9, "mse")
+    with raises(ValueError, match=r"y has dtype torch.float64: allowed are whole"):
+        cc.prototype_loss(h, g, y.double())
+    # One label for many rows would broadcast, no rows would give nan.
+    with raises(ValueError, match=r"h has shape \(12, 7\), g \(4, 7\), y \(1,\): allowed"):
+        cc.prototype_loss(h, g, y[:1])
+    with raises(ValueError, match=r"h has shape \(0, 7\)"):
+        cc.prototype_loss(h[:0], g, y[:0])
+    with raises(ValueError, match="y has 0 labels for 0 rows"):
+        cc.ccl_step(net, x[:0], y[:0], [])
+    with raises(ValueError, match="scale=-1: allowed is a finite number of 0 or more"):
+        cc.ccl_loss(acts, signals, y, scale=-1)
+    with raises(ValueError, match="decorrelation=nan"):
+        cc.ccl_loss(acts, signals, y, decorrelation=float("nan"))
+    with raises(ValueError, match="margin=-1: allowed is 0 to 1"):
+        cc.unsure(acts[-1], y, -1)
+    with raises(ValueError, match=r"x has shape \(12, 5\): allowed .* with 6 on axis 1"):
+        net(x[:, :5])
+    with raises(ValueError, match=r"g has shape \(3, 3\): allowed .* with 4 on axis 1"):
+        net(x, torch.eye(3).double())
+    with raises(ValueError, match=r"pair 1 of 1: .* \(2, 3, 4, 4\), .* \(1, 3, 4, 4\)"):
+        cc.autoencoder_loss([torch.zeros(2, 3, 4, 4)], [], torch.zeros(1, 3, 4, 4))
+    for clip in (-1, 0):
+        with raises(ValueError, match=f"clip={clip}: allowed are numbers above 0"):
+            cc.ccl_step(net, x, y, [], clip=clip)
+        with raises(ValueError, match=f"clip={clip}: allowed are numbers above 0"):
+            cc.train_ccl([net], x, y, steps=1, batch=2, seeds=[0], clip=clip)
+    before = [p.clone() for p in net.parameters()]
+    opt = torch.optim.SGD(net.parameters(), lr=1.0)
+    with raises(FloatingPointError, match="not all finite"):
+        cc.ccl_step(net, x * float("nan"), y, [opt])
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
+
+
+def test_messages_about_sizes():
+    x, y = data()
+    net = network()
+    train = lambda *nets, **o: cc.train_ccl(
+        nets, o.pop("x", x), o.pop("y", y), steps=1, batch=2, seeds=range(len(nets)), **o
+    )
+    with raises(ValueError, match=r"y has labels of shape \(6,\) for 12 samples"):
+        train(net, y=y[:6])
+    with raises(ValueError, match=r"rates has shape \(3,\): allowed is \(1,\)"):
+        train(net, rates=torch.ones(3))
+    with raises(ValueError, match="validation without log"):
+        train(net, validation=(x, y))
+    with raises(ValueError, match="nets: number 1 has other shapes than number 0"):
+        train(net, cc.ccl_mlp([6, 8, 5, 9, 4]).double())
+    with raises(ValueError, match="channels 0 and 2: allowed is 1 or more"):
+        cc.DualConv2d(0, 2)
+    with raises(ValueError, match="channels 3 and -4"):
+        cc.ccl_autoencoder([3, -4])
+    with raises(ValueError, match="size=-4"):
+        cc.ccl_cnn([1, 2], -4)
+    with raises(ValueError, match=r"channels=\[1\]: allowed are two or more"):
+        cc.ccl_cnn([1], 4)
+    with raises(ValueError, match=r"shape=\(0, 2\)"):
+        cc.DualFlatten(0, 2)
+    with raises(ValueError, match=r"x has shape \(1, 3, 2\): allowed is \(b, \*\(2, 2\)\)"):
+        cc.DualFlatten(2, 2)(torch.zeros(1, 3, 2))
+    with raises(ValueError, match=r"g has shape \(1, 9\): allowed is \(b, 4\)"):
+        cc.DualFlatten(2, 2).reverse(torch.zeros(1, 9))
+    for bad in (([6, 4], 3), ([6, 0, 4], 3), ([6, 7, 4], 0)):
+        with raises(ValueError, match="allowed are three or more widths"):
+            cc.transported_floats(*bad, "ccl")
+    for rule in ("backprop", "fa", "dtp", "fw-dtp"):
+        with raises(ValueError, match=r"widths=\[6, 4\]: allowed are three or more"):
+            cc.baseline_trainer(rule, [6, 4], seed=0)
+    with raises(ValueError, match="decay=-1"):
+        cc.TaughtInverses([6, 5, 4, 4], "drl", decay=-1)
+    with raises(ValueError, match="sigma=0: allowed is a finite number above 0"):
+        cc.TaughtInverses([6, 5, 4, 4], "drl").double().losses(x, y, sigma=0)

@@ -11,6 +11,7 @@ losses; step sizes and schedules are ours, and there are no convolutions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -87,12 +88,16 @@ class TaughtInverses(TargetPropagation):
     def __init__(self, widths, inverse: str, act=nn.Tanh, gen=None, decay: float = 0.1) -> None:
         if inverse not in ("drl", "l-drl", "fixed"):
             raise ValueError(f"inverse={inverse!r}: allowed are 'drl', 'l-drl' and 'fixed'")
+        if not 0 <= decay < math.inf:
+            raise ValueError(f"decay={decay}: allowed is a finite number of 0 or more")
         super().__init__(widths, act, gen)
         self.inverse, self.decay = inverse, decay
         if inverse == "fixed":
             self.inverses.requires_grad_(False)
 
     def losses(self, x, y, gen=None, step=0.5, sigma=0.1) -> dict[str, Tensor]:
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"sigma={sigma}: allowed is a finite number above 0")
         found = super().losses(x, y, gen, step, sigma)
         hidden = [h.detach() for h in self.hidden(x)]
         for i in range(2, len(hidden) + 1):
@@ -156,6 +161,8 @@ def baseline_trainer(
     """
     if rule not in RATES:
         raise ValueError(f"rule={rule!r}: allowed are {', '.join(map(repr, RATES))}")
+    if len(widths) < 3 or min(widths) < 1:
+        raise ValueError(f"widths={list(widths)}: allowed are three or more numbers, each >= 1")
     gen, noise = child(seed, "weights"), child(seed, "noise")
     lr = RATES[rule] if lr is None else lr
     if rule in ("backprop", "fa", "dfa", "drtp"):

@@ -37,11 +37,13 @@ class DualLayer(nn.Module):
         self.up, self.down = up, down
 
     def forward(self, x: Tensor, detach: bool = True) -> Tensor:
+        _check_input(self.up, x, "x")
         return self.up(x.detach() if detach else x)
 
     def reverse(self, g: Tensor, detach: bool = True) -> Tensor:
         if self.down is None:
             raise ValueError("this layer was made with feedback=False: nothing goes down from here")
+        _check_input(self.down, g, "g")
         return self.down(g.detach() if detach else g)
 
     @property
@@ -150,12 +152,20 @@ class DualFlatten(nn.Module):
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
+        if not shape or min(shape) < 1:
+            raise ValueError(f"shape={shape}: allowed are numbers, each 1 or more")
         self.shape = shape
 
     def forward(self, x: Float[Tensor, "b ..."], detach: bool = True) -> Float[Tensor, "b n"]:
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"x has shape {tuple(x.shape)}: allowed is (b, *{self.shape})")
         return x.flatten(1)
 
     def reverse(self, g: Float[Tensor, "b n"], detach: bool = True) -> Float[Tensor, "b ..."]:
+        if g.shape[1:] != (math.prod(self.shape),):
+            raise ValueError(
+                f"g has shape {tuple(g.shape)}: allowed is (b, {math.prod(self.shape)})"
+            )
         return g.unflatten(1, self.shape)
 
 
@@ -186,16 +196,32 @@ def _path(m, act, norm, batch_norm, n_in, n_out, first=None) -> nn.Sequential:
     return nn.Sequential(*steps)
 
 
-def _weight(path: nn.Module) -> nn.Parameter:
+def _check_input(path: nn.Module, x: Tensor, name: str) -> None:
+    weight = _weight(path)
+    if x.ndim != weight.ndim or x.shape[1] != weight.shape[1]:
+        what = "(samples, features)" if weight.ndim == 2 else "(samples, channels, height, width)"
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}: allowed is {what} with {weight.shape[1]} on axis 1"
+        )
+
+
+def _weight(path: nn.Module) -> Tensor:
     return next(m.weight for m in path if isinstance(m, (nn.Linear, nn.Conv2d)))
 
 
 def _halve(c_in: int, c_out: int, kernel: int) -> nn.Conv2d:
+    _check_channels(c_in, c_out)
     return nn.Conv2d(c_in, c_out, _odd(kernel), stride=2, padding=kernel // 2)
 
 
 def _keep(c_in: int, c_out: int, kernel: int) -> nn.Conv2d:
+    _check_channels(c_in, c_out)
     return nn.Conv2d(c_in, c_out, _odd(kernel), padding=kernel // 2)
+
+
+def _check_channels(c_in: int, c_out: int) -> None:
+    if min(c_in, c_out) < 1:
+        raise ValueError(f"channels {c_in} and {c_out}: allowed is 1 or more")
 
 
 def _odd(kernel: int) -> int:

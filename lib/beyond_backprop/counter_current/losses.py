@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -20,7 +21,13 @@ def prototype_loss(
 
     The inner product of an activity with its own class's prototype should be 1, with all others 0.
     Its gradient goes to both: ``h`` learns from ``g`` and ``g`` from ``h``.
+
+    Raises:
+        ValueError: shapes that do not go together, no samples, a label that is no class, a negative
+            ``scale``.
     """
+    _check_pair(h, g, y)
+    _check_factor("scale", scale)
     S = h @ g.T
     return 256 * scale / h.shape[1] * (S - one_hot(y, len(g)).to(S)).square().mean()
 
@@ -49,7 +56,8 @@ def ccl_loss(
         decorrelation: weight of the two last terms of ``"normalized"``.
 
     Raises:
-        ValueError: an unknown ``kind``, or lists and widths that do not go together.
+        ValueError: an unknown ``kind``, lists and widths that do not go together, no samples, a
+            label that is no class, a negative ``scale`` or ``decorrelation``.
     """
     if kind not in ("prototype", "mse", "normalized"):
         raise ValueError(f"kind={kind!r}: allowed are 'prototype', 'mse' and 'normalized'")
@@ -57,7 +65,14 @@ def ccl_loss(
         raise ValueError(
             f"signals: {len(signals)} for {len(acts)} activities; every one but the logits has one"
         )
+    _check_factor("scale", scale)
+    _check_factor("decorrelation", decorrelation)
     *hidden, logits = acts
+    if len(y) != len(logits) or len(y) == 0:
+        raise ValueError(
+            f"y has {len(y)} labels for {len(logits)} rows of logits: allowed is one for each, "
+            "and one at least"
+        )
     per_layer = []
     for i, (h, g) in enumerate(zip(hidden, signals), 1):
         h, g = h.flatten(1), g.flatten(1)
@@ -70,7 +85,7 @@ def ccl_loss(
         if kind == "prototype":
             loss = prototype_loss(h, g, y, scale)
         elif kind == "mse":
-            loss = scale * (h - g[y]).square().mean()
+            loss = scale * (h - one_hot(y, len(g)).to(g) @ g).square().mean()
         else:
             loss = _normalized(h, g, y, scale, decorrelation)
         per_layer.append(loss)
@@ -81,7 +96,13 @@ def ccl_loss(
 def unsure(
     logits: Float[Tensor, "b c"], y: Int[Tensor, "b"], margin: float = 0.1
 ) -> Float[Tensor, "b"]:
-    """0 for samples whose class has a probability within ``margin`` of 1, 1 for the others."""
+    """0 for samples whose class has a probability within ``margin`` of 1, 1 for the others.
+
+    Raises:
+        ValueError: ``margin`` outside 0 to 1, a label that is no class.
+    """
+    if not 0 <= margin <= 1:
+        raise ValueError(f"margin={margin}: allowed is 0 to 1")
     with torch.no_grad():
         p = (logits.softmax(1) * one_hot(y, logits.shape[1])).sum(1)
         return (1 - p >= margin).to(logits)
@@ -103,14 +124,21 @@ def autoencoder_loss(
     As in :func:`ccl_loss`, ``x`` and ``g_0`` may stand in front.
 
     Raises:
-        ValueError: not one signal for each activity but the last.
+        ValueError: not one signal for each activity but the last, a pair of different shapes, a
+            negative ``scale``.
     """
+    _check_factor("scale", scale)
     if len(signals) != len(acts) - 1:
         raise ValueError(
             f"signals: {len(signals)} for {len(acts)} activities; every one but the last has one"
         )
     per_layer = []
     for i, (a, b) in enumerate(zip(acts, [*signals, target])):
+        if a.shape != b.shape or a.numel() == 0:
+            raise ValueError(
+                f"pair {i + 1} of {len(acts)}: the activity has shape {tuple(a.shape)}, the signal "
+                f"or target {tuple(b.shape)}; allowed are equal shapes that are not empty"
+            )
         loss = (a - b).square().mean()
         if legacy:
             loss = loss * a.shape[2] * scale
@@ -144,16 +172,49 @@ def local_gradients(
         below: input of the feedback layer (which comes from above); ``pre_g``: its output before
             the activation.
         slope: derivative of ``act``; the default is that of the ELU.
+
+    Raises:
+        ValueError: as for :func:`prototype_loss`.
     """
     h, g = act(pre), act(pre_g)
+    _check_pair(h, g, y)
+    _check_factor("scale", scale)
     (b, n), c = h.shape, len(g)
     e = 512 * scale / (n * b * c) * (h @ g.T - one_hot(y, c).to(h))
     return (e @ g * slope(pre)).T @ x, (e.T @ h * slope(pre_g)).T @ below
 
 
 def one_hot(y: Int[Tensor, "b"], classes: int) -> Float[Tensor, "b c"]:
-    """Rows of the identity. (``F.one_hot`` looks at the labels' values and cannot be batched.)"""
-    return (y[:, None] == torch.arange(classes, device=y.device)).to(torch.get_default_dtype())
+    """Rows of the identity. (``F.one_hot`` looks at the labels' values and cannot be batched.)
+
+    Raises:
+        ValueError: a label outside 0 to ``classes - 1``, or labels that are not whole numbers.
+    """
+    if y.is_floating_point():
+        raise ValueError(f"y has dtype {y.dtype}: allowed are whole numbers, 0 to {classes - 1}")
+    try:
+        return torch.zeros(len(y), classes, device=y.device).scatter(1, y.long()[:, None], 1.0)
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"y has a label outside 0 to {classes - 1}") from error
+
+
+def _check_pair(h: Tensor, g: Tensor, y: Tensor) -> None:
+    if (
+        h.ndim != 2
+        or g.ndim != 2
+        or h.shape[1] != g.shape[1]
+        or y.shape != h.shape[:1]
+        or not len(y)
+    ):
+        raise ValueError(
+            f"h has shape {tuple(h.shape)}, g {tuple(g.shape)}, y {tuple(y.shape)}: allowed are "
+            "(b, n), (c, n) and (b,) with b of 1 or more"
+        )
+
+
+def _check_factor(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value}: allowed is a finite number of 0 or more")
 
 
 def _normalized(h, g, y, scale: float, decorrelation: float) -> Tensor:

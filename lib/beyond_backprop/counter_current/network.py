@@ -135,10 +135,13 @@ def ccl_cnn(
     """Convolutions of stride 2 (``channels[0]`` is the image's), then one linear map.
 
     Raises:
-        ValueError: ``size`` cannot be halved ``len(channels) - 1`` times.
+        ValueError: fewer than two numbers of channels, or ``size`` cannot be halved
+            ``len(channels) - 1`` times.
     """
     steps = len(channels) - 1
-    if steps < 1 or size % 2**steps:
+    if steps < 1:
+        raise ValueError(f"channels={list(channels)}: allowed are two or more numbers, each >= 1")
+    if size < 1 or size % 2**steps:
         raise ValueError(f"size={size}: allowed are multiples of {2**steps}, for {steps} halvings")
     layers: list[nn.Module] = [
         DualConv2d(a, b, feedback=i > 0, gen=gen, **options)
@@ -200,8 +203,13 @@ def transported_floats(widths: Sequence[int], batch: int, rule: str) -> int:
     two halves of one pair tell each other stays inside the layer.
 
     Raises:
-        ValueError: an unknown rule.
+        ValueError: an unknown rule, fewer than three widths, a batch below 1.
     """
+    if len(widths) < 3 or min(widths) < 1 or batch < 1:
+        raise ValueError(
+            f"widths={list(widths)}, batch={batch}: allowed are three or more widths of 1 or more "
+            "and a batch of 1 or more"
+        )
     hidden, classes = widths[1:-1], widths[-1]
     up = batch * sum(hidden)
     down = {

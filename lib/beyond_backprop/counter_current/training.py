@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -40,10 +42,17 @@ def ccl_step(
         clip: largest gradient norm of each network; ``None`` for none.
         centralize: subtract from each weight gradient its mean over the inputs, before clipping.
         loss: as for :func:`ccl_loss`.
+
+    Raises:
+        ValueError: ``clip`` not above 0, inputs that do not fit (see :func:`ccl_loss`).
+        FloatingPointError: a loss is not finite; the weights are left as they were.
     """
+    _check_clip(clip)
     classes = net.layers[-1].W.shape[0]
     acts, signals = net(x, torch.eye(classes, dtype=x.dtype, device=x.device))
-    _, per_layer = ccl_loss(acts, signals, y, **loss)
+    total, per_layer = ccl_loss(acts, signals, y, **loss)
+    if not math.isfinite(total.item()):
+        raise FloatingPointError(f"the losses are not all finite: their sum is {total.item()}")
     net.zero_grad()
     torch.autograd.backward(per_layer)
     for params in (net.forward_parameters(), net.feedback_parameters()):
@@ -112,14 +121,24 @@ def train_ccl(
         loss: as for :func:`ccl_loss`.
 
     Raises:
-        ValueError: ``steps``, ``batch``, ``log``, an unknown rule, or lists of other lengths.
+        ValueError: ``steps``, ``batch``, ``log``, ``clip``, an unknown rule, lists of other
+            lengths, networks of different shapes, labels that are no classes, ``validation``
+            without ``log``.
         FloatingPointError: a loss is not finite; the message names member and step.
     """
     rules = [rules] * len(nets) if isinstance(rules, str) else list(rules)
     seeds, log = list(seeds), set(log)
     _check(nets, seeds, rules, steps, batch, len(x), log)
-    ensemble = Ensemble(nets, seeds)
+    _check_clip(clip)
     classes = nets[0].layers[-1].W.shape[0]
+    _check_labels("y", y, len(x), classes)
+    if rates is not None and rates.shape != (len(nets),):
+        raise ValueError(f"rates has shape {tuple(rates.shape)}: allowed is ({len(nets)},)")
+    if validation is not None:
+        _check_labels("validation", validation[1], len(validation[0]), classes)
+        if not log:
+            raise ValueError("validation without log: allowed with one logged step or more")
+    ensemble = Ensemble(nets, seeds)
     eye = torch.eye(classes, dtype=x.dtype, device=x.device)
     # A network that only learns its readout needs no pair either: its masks do the rest.
     plain = torch.tensor([rule in ("backprop", "readout") for rule in rules], device=x.device)
@@ -205,8 +224,11 @@ def each(ensemble: Ensemble, f: Callable, *inputs: Tensor, per_member: bool = Fa
 
 
 def accuracy(ensemble: Ensemble, x: Tensor, y: Int[Tensor, "n"]) -> Float[Tensor, "s"]:
-    """Share of right answers of each member's forward network."""
-    with torch.no_grad():
+    """Share of right answers of each member's forward network.
+
+    Batch normalization, if there is any, uses its running statistics, and leaves them alone.
+    """
+    with torch.no_grad(), _evaluating(ensemble):
         return (ensemble(x).argmax(-1) == y).float().mean(1)
 
 
@@ -214,7 +236,7 @@ def prototype_accuracy(
     ensemble: Ensemble, x: Tensor, y: Int[Tensor, "n"]
 ) -> Float[Tensor, "s pairs"]:
     """The same for the answer ``argmax_c S_l`` of every pair: does layer ``l`` know the class?"""
-    classes = ensemble(x[:1]).shape[-1]
+    classes = ensemble._base.layers[-1].W.shape[0]
     eye = torch.eye(classes, dtype=x.dtype, device=x.device)
 
     def read(model, x):
@@ -224,8 +246,19 @@ def prototype_accuracy(
             [((h.flatten(1) @ g.flatten(1).T).argmax(1) == y).float().mean() for h, g in pairs]
         )
 
-    with torch.no_grad():
+    with torch.no_grad(), _evaluating(ensemble):
         return each(ensemble, read, x)
+
+
+@contextmanager
+def _evaluating(ensemble: Ensemble) -> Iterator[None]:
+    """Batch normalization by running statistics, which what is evaluated must not change."""
+    was = ensemble._base.training
+    ensemble._base.eval()
+    try:
+        yield
+    finally:
+        ensemble._base.train(was)
 
 
 class CCLTrainer:
@@ -245,8 +278,12 @@ class CCLTrainer:
 
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
-        """Logits; the feedback network is not called."""
-        return self.model(x)
+        """Logits; the feedback network is not called, batch normalization uses running values."""
+        was = self.model.training
+        try:
+            return self.model.eval()(x)
+        finally:
+            self.model.train(was)
 
 
 def mlp_trainer(
@@ -295,8 +332,28 @@ def _check(nets, seeds, rules, steps, batch, n, log) -> None:
         raise ValueError(f"steps={steps}: allowed is 0 or more")
     if not 1 <= batch <= n:
         raise ValueError(f"batch={batch}: allowed is 1 to {n}, the number of samples")
+    shapes = [[tuple(p.shape) for p in net.parameters()] for net in nets]
+    for i, found in enumerate(shapes):
+        if found != shapes[0]:
+            raise ValueError(f"nets: number {i} has other shapes than number 0; allowed is one")
     if any(not 0 <= t <= steps for t in log):
         raise ValueError(f"log has steps outside 0 to {steps}: {sorted(log)}")
+
+
+def _check_clip(clip: float | None) -> None:
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip={clip}: allowed are numbers above 0, and None")
+
+
+def _check_labels(name: str, y: Tensor, n: int, classes: int) -> None:
+    if y.shape != (n,) or n == 0:
+        raise ValueError(
+            f"{name} has labels of shape {tuple(y.shape)} for {n} samples: allowed is one for "
+            "each, and one at least"
+        )
+    low, high = y.min().item(), y.max().item()
+    if low < 0 or high >= classes:
+        raise ValueError(f"{name} has labels {low} to {high}: allowed are 0 to {classes - 1}")
 
 
 def _masks(ensemble: Ensemble, rules: Sequence[str]) -> dict[str, Tensor | None]:
@@ -343,7 +400,8 @@ def _record(ensemble, step, rules, callback, validation, best):
         columns[name] = values.tolist()
     if validation is not None:
         x, y = validation
-        found = each(ensemble, lambda model, x: F.cross_entropy(model(x), y), x)
+        with _evaluating(ensemble):
+            found = each(ensemble, lambda model, x: F.cross_entropy(model(x), y), x)
         columns["validation"] = found.tolist()
         state = {**ensemble.params, **ensemble.buffers}
         if best is None:

@@ -109,30 +109,30 @@ def traffic(widths, batch, rule):
 
 
 # %% counter_current-ex4: one norm for all
-def clip_layers(groups, limit):
-    grads = [p.grad for params in groups.values() for p in params]
-    norm = sum(g.square().sum() for g in grads).sqrt()
-    for g in grads:
+def clip_layers(grads, limit):
+    flat = [g for layer in grads.values() for g in layer]
+    norm = sum(g.square().sum() for g in flat).sqrt()
+    for g in flat:
         g.mul_((limit / norm).clamp_max(1.0))
 
 
 # %% counter_current-ex4: matrix and bias apart
-def clip_layers(groups, limit):
-    for params in groups.values():
-        for p in params:
-            p.grad.mul_((limit / p.grad.norm().clamp_min(1e-12)).clamp_max(1.0))
+def clip_layers(grads, limit):
+    for layer in grads.values():
+        for g in layer:
+            g.mul_((limit / g.norm().clamp_min(1e-12)).clamp_max(1.0))
 
 
 # %% counter_current-ex4: every norm is the limit
-def clip_layers(groups, limit):
-    for params in groups.values():
-        norm = sum(p.grad.square().sum() for p in params).sqrt()
-        for p in params:
-            p.grad.mul_(limit / norm)
+def clip_layers(grads, limit):
+    for layer in grads.values():
+        norm = sum(g.square().sum() for g in layer).sqrt()
+        for g in layer:
+            g.mul_(limit / norm)
 
 
 # %% counter_current-ex4: entry by entry
-def clip_layers(groups, limit):
-    for params in groups.values():
-        for p in params:
-            p.grad.clamp_(-limit, limit)
+def clip_layers(grads, limit):
+    for layer in grads.values():
+        for g in layer:
+            g.clamp_(-limit, limit)

@@ -82,12 +82,16 @@ class LocalBlocks(nn.Module):
     def local_step(self, x: Float[Tensor, "b ..."], y: Int[Tensor, "b"]) -> list[Tensor]:
         """Forward and backward, block by block; gradients are added to every parameter's ``grad``.
 
-        Returns the losses, detached.
+        After its backward pass, parts of a head that have a method ``follow(block)`` are shown the
+        next block, whose weights no optimizer has moved yet. Returns the losses, detached.
         """
-        losses = []
-        for loss in self.local_losses(x, y):
+        losses, following = [], [*list(self.blocks)[1:], None]
+        for loss, head, block in zip(self.local_losses(x, y), self.heads, following):
             loss.backward()
             losses.append(loss.detach())
+            for part in head.modules() if block is not None else ():
+                if hasattr(part, "follow"):
+                    part.follow(block)
         return losses
 
     def primary_parameters(self) -> list[nn.Parameter]:

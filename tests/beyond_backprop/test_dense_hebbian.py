@@ -268,6 +268,27 @@ def test_fixed_point_is_one():
     assert_close(n, m + 2 * rho * x * phi, 1e-9)
 
 
+def test_few_examples():
+    """Perfect data and many examples: the normal law. One example: a pattern like any other."""
+    for P in (2, 3, 4):
+        load = 0.5 * dh.critical_load(0.7, 300, P)
+        few, many = (f(load, 0.7, 300, P) for f in (dh.rs_few_examples, dh.rs_zero_temperature))
+        assert_close(few.m, many.m, 1e-3)
+        assert_close(few.n, many.n, 1e-3)
+        clean = [f(load, 1.0, 1, P).m for f in (dh.rs_few_examples, dh.rs_zero_temperature)]
+        assert_close(clean[0], clean[1], 1e-6)
+    m, n, _ = dh.rs_few_examples(torch.tensor([0.01, 0.05]), 0.4, 1, 3)
+    assert_close(n, m / 0.4**2, 1e-9)  # the state is near the example, whose quality is r
+    assert (m - 0.4).abs().max() < 0.01
+    xi = patterns(round(0.05 * 100**2), 100, gen=child(0, "few"))
+    net = dh.DenseHebbianNetwork(3).from_means(dh.sample_means(xi, 0.8, 3, child(0, "few means")))
+    end = net.retrieve(net.eb[:60].sign(), 4, gen=child(0, "few sweeps"))  # odd M: no zeros
+    load = dh.storage_load(len(xi), 100, 3)
+    m, n, _ = dh.rs_few_examples(load, 0.8, 3, 3)
+    assert abs((end * xi[:60]).mean().item() - m) < 0.03
+    assert abs((end * net.eb[:60]).mean().item() / 0.8 - n) < 0.03
+
+
 def test_known_points():
     assert dh.critical_load(1.0, 1, 2) == pytest.approx(0.138, abs=0.001)  # Amit et al. 1985
     # Low load: m = tanh(beta m^(P-1)).
@@ -381,5 +402,46 @@ def test_errors(small, gen):
         dh.sequential_sweep(s, eb, 3, -1.0, gen=gen)
     with raises(ValueError, match="mode='unsupervised'"):
         dh.plefka_step(s, dh.DenseHebbianNetwork(3, "unsupervised").fit(s), 1.0)
+    with raises(TypeError, match="s is torch.float32 and eb torch.float64"):
+        dh.dense_field(s.float(), eb, 3)
+    with raises(TypeError, match="eb is torch.int64"):
+        dh.dense_field(s.long(), eb.long(), 3)
+    with raises(ValueError, match="n > 0"):
+        dh.dense_field(s[:, :0], eb[:, :0], 3)
+    with raises(ValueError, match="allowed is 20,000,000"):
+        dh.stored_couplings(torch.ones(1, 300), 4)
+    J, sets = dh.stored_couplings(eb, 3)
+    with raises(ValueError, match="one coupling for each set"):
+        dh.couplings_field(s, J[:4], sets)
+    with raises(ValueError, match="sets name spins 0 to 7"):
+        dh.couplings_field(s[:, :5], J, sets)
+    with raises(ValueError, match="not all zero"):
+        dh.DenseHebbianNetwork(3).from_means(0 * eb)
+    with raises(ValueError, match="mean square nan"):
+        dh.DenseHebbianNetwork(3).from_means(math.nan * eb)
+    with raises(ValueError, match="steps=-1"):
+        net.retrieve(s, -1, gen=gen)
+    with raises(ValueError, match="other than"):
+        net.retrieve(0.3 * s, 1, gen=gen)
+    with raises(ValueError, match="steps=-1"):
+        dh.plefka(net, s, 1.0, 2, -1)
+    with raises(ValueError, match="labels has shape"):
+        dh.class_means(eb, torch.zeros(2, dtype=torch.long))
+    with raises(ValueError, match="M=2.5: allowed is a whole number"):
+        dh.sample_means(s, 0.5, 2.5, gen)
+    with raises(ValueError, match="steps=0"):
+        dh.rs_zero_temperature(0.1, 0.5, 3, 3, steps=0)
+    with raises(ValueError, match="gamma \\(3,\\), r \\(2,\\)"):
+        dh.rs_zero_temperature(torch.zeros(3), torch.full((2,), 0.5), 3, 3)
+    with raises(ValueError, match="M=2.5: allowed are whole"):
+        dh.rs_few_examples(0.1, 0.5, 2.5, 3)
+    with raises(ValueError, match="nodes=1"):
+        dh.rs_finite_temperature(1.0, 0.1, 0.5, 3, 3, nodes=1)
+    with raises(ValueError, match="two vectors"):
+        dh.phase_diagram(torch.ones(1, 1), torch.ones(1), 0.1, 3)
+    with raises(ValueError, match="threshold=1"):
+        dh.critical_load(0.5, 3, 3, threshold=1)
+    with raises(ValueError, match="least=9"):
+        dh.structured_datasets(least=9.0)
     with raises(ValueError, match="name='letters'"):
         dh.structured_datasets("letters")

@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from lib.models.hopfield import corrupt, glauber, overlap, patterns
+from lib.models.hopfield import corrupt, glauber, overlap, patterns, sequential_sweep
 from tests.helpers import assert_close, raises
 
 
@@ -88,6 +88,29 @@ def test_parallel_and_blocks_agree_where_they_must(gen):
     assert torch.equal(pair, torch.tensor([[1.0, -1.0]]))  # the argument is left alone
 
 
+def test_sweep_with_sums_carried_along_is_glauber(gen):
+    """One memory for all states and one for each, cold and warm, integer and real couplings."""
+    s = patterns(6, 30, gen=gen, dtype=torch.float64)
+    xi = patterns(6 * 3, 30, 0.3, gen=gen, dtype=torch.float64).view(6, 3, 30)
+    real = torch.randn(3, 30, generator=gen, dtype=torch.float64)
+    for beta in (math.inf, 1.5):
+        for P, eb in ((2, xi), (3, xi), (2, real), (2, xi[0])):
+
+            def field(s, eb=eb, P=P):
+                y = torch.einsum("...kn,...n->...k", eb, s)[..., None] - eb * s[..., None, :]
+                power = y if P == 2 else y**2 - (eb**2).sum(-1, keepdim=True) + eb**2
+                return 0.7 * (eb * power).sum(-2) / 30 ** (P - 1)
+
+            seeds = [torch.Generator().manual_seed(5) for _ in range(2)]
+            found = sequential_sweep(s, eb, P, beta, scale=0.7, gen=seeds[0])
+            assert torch.equal(found, glauber(field, s, beta, gen=seeds[1]))
+    # A scale for every state: each goes its way as if alone.
+    scale = torch.linspace(0.5, 3, 6, dtype=torch.float64)
+    many = sequential_sweep(s, xi, 2, math.inf, scale=scale, gen=seeds[0].manual_seed(1))
+    one = sequential_sweep(s[4:5], xi[4], 2, math.inf, gen=seeds[0].manual_seed(1))
+    assert torch.equal(many[4:5], one)
+
+
 def test_errors(gen):
     s = torch.ones(2, 5)
     with raises(ValueError, match="dilution=1.5: allowed is 0 to 1"):
@@ -108,3 +131,11 @@ def test_errors(gen):
         glauber(lambda s: s, s, 1.0, blocks=9, gen=gen)
     with raises(ValueError, match=r"field returned shape \(2, 4\)"):
         glauber(lambda s: s[:, :4], s, 1.0, gen=gen)
+    with raises(ValueError, match="P=1: allowed"):
+        sequential_sweep(s, s, 1, 1.0, gen=gen)
+    with raises(ValueError, match="beta=-1.0: allowed"):
+        sequential_sweep(s, s, 2, -1.0, gen=gen)
+    with raises(ValueError, match="last sizes must be equal"):
+        sequential_sweep(s, s[:, :4], 2, 1.0, gen=gen)
+    with raises(ValueError, match=r"eb \(3, 2, 5\)"):
+        sequential_sweep(s, torch.ones(3, 2, 5), 2, 1.0, gen=gen)

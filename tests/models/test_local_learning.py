@@ -84,6 +84,32 @@ def test_stepwise_and_summed_backward_agree_but_only_one_saves_memory(batch):
     assert step < 0.6 * whole
 
 
+class Follower(nn.Module):
+    """A part of a head that notes which block it was shown, and whether its own has gradients."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.own, self.seen = [own], []  # in a list: no child of this module
+
+    def forward(self, h):
+        return h
+
+    def follow(self, block):
+        self.seen.append((block, all(p.grad is not None for p in self.own[0].parameters())))
+
+
+def test_parts_of_heads_are_shown_the_next_block_after_their_own_backward_pass(batch):
+    plain, model = net(), net()
+    parts = [Follower(block) for block in model.blocks]
+    model.heads = nn.ModuleList(nn.Sequential(p, h) for p, h in zip(parts, model.heads))
+    model.local_step(*batch)
+    plain.local_step(*batch)
+    shown = [[(block, True)] for block in list(model.blocks)[1:]]
+    assert [part.seen for part in parts] == [*shown, []]  # nothing follows the last block
+    for a, b in zip(model.blocks.parameters(), plain.blocks.parameters()):
+        assert torch.equal(a.grad, b.grad)
+
+
 def test_cut():
     layers = [nn.Linear(i + 1, i + 2) for i in range(7)]
     parts = ll.cut(layers, 3)

@@ -15,6 +15,7 @@ from lib.models.spiking import (
     event_frames,
     firing_rates,
     lif,
+    membrane,
     neurons,
     poisson_spikes,
     rate_weights,
@@ -274,3 +275,14 @@ def test_settings_are_restored_and_errors_speak():
     assert surrogate("sigmoid", 4.0).step(torch.zeros(1)).item() == 0.5
     assert surrogate()(torch.tensor([0.0, 0.5, 2.0])).tolist() == [1.0, 0.5, 0.0]
     assert spiking.LIF(tau=1.1).decay == pytest.approx(1 / 11)
+
+
+def test_membrane_is_a_neuron_that_never_fires(gen):
+    current = torch.randn(7, 3, 4, generator=gen, dtype=torch.float64)
+    for decay in (0.0, 0.3, 1.0):
+        v = membrane(current, decay)
+        for t in range(1, 8):
+            _, end = lif(current[:t], decay, 1e9, "hard", surrogate())
+            assert_close(v[t - 1], end, 1e-13)
+    with raises(ValueError, match="decay=1.5: allowed is 0 to 1"):
+        membrane(current, 1.5)

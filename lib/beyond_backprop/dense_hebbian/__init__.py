@@ -6,8 +6,8 @@ D. Pedreschi, *Dense Hebbian neural networks: a replica symmetric picture of sup
 
 - ``fields``: the local field and the energy without the coupling tensor, the tensor itself for
   small networks, couplings with noise.
-- ``theory``: one step from the archetype, the replica-symmetric fixed point at zero and at
-  positive temperature, phase diagrams.
+- ``theory``: one step from the archetype, the replica-symmetric fixed point at zero temperature
+  (for many examples, and for few) and at positive temperature, phase diagrams.
 - ``network``: the network with and without a teacher, Glauber dynamics spin by spin, Plefka's
   expansion, images as spins.
 
@@ -20,7 +20,6 @@ from lib.beyond_backprop.dense_hebbian.fields import (
     couplings_field,
     dense_energy,
     dense_field,
-    elementary,
     falling,
     noisy_field,
     stored_couplings,
@@ -32,7 +31,6 @@ from lib.beyond_backprop.dense_hebbian.network import (
     plefka,
     plefka_step,
     sample_means,
-    sequential_sweep,
     structured_datasets,
 )
 from lib.beyond_backprop.dense_hebbian.theory import (
@@ -42,10 +40,12 @@ from lib.beyond_backprop.dense_hebbian.theory import (
     examples_needed,
     one_step_overlap,
     phase_diagram,
+    rs_few_examples,
     rs_finite_temperature,
     rs_zero_temperature,
     storage_load,
 )
+from lib.models.hopfield import elementary, sequential_sweep
 
 __all__ = [
     "Binarized",
@@ -65,6 +65,7 @@ __all__ = [
     "phase_diagram",
     "plefka",
     "plefka_step",
+    "rs_few_examples",
     "rs_finite_temperature",
     "rs_zero_temperature",
     "sample_means",

@@ -14,10 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.kernels.kernel_sum import kernel_sum
+from lib.models.hopfield import elementary
 
 Indices = Literal["distinct", "others", "all"]
 INDICES = ("distinct", "others", "all")
 _SCORES = 2**22  # numbers of the batch x patterns matrix that are held at a time
+_SETS = 20_000_000  # couplings that are written down one by one, at most
 
 
 def dense_field(
@@ -45,7 +47,9 @@ def dense_field(
         eb: class means (or patterns, or examples).
 
     Raises:
-        ValueError: P below 2, an unknown ``indices``, another number of spins than ``eb`` has.
+        ValueError: P below 2, an unknown ``indices``, another number of spins than ``eb`` has,
+            no spins.
+        TypeError: ``s`` and ``eb`` not of one floating type.
     """
     check_order(P)
     check_indices(indices)
@@ -94,15 +98,6 @@ def dense_energy(
     return (-math.factorial(P - 1) / n ** (P - 1) * total).reshape(s.shape[:-1])
 
 
-def elementary(power_sums: list[Tensor]) -> list[Tensor]:
-    """``e_0 .. e_k`` from ``p_1 .. p_k`` (Newton): ``k e_k = sum_j (-1)^(j-1) e_(k-j) p_j``."""
-    e = [torch.ones_like(power_sums[0][:1])]  # one row: it is the same for every state
-    for k in range(1, len(power_sums) + 1):
-        terms = ((-1) ** (j - 1) * e[k - j] * power_sums[j - 1] for j in range(1, k + 1))
-        e.append(sum(terms) / k)
-    return e
-
-
 def stored_couplings(
     eb: Float[Tensor, "k n"],
     P: int,
@@ -115,10 +110,18 @@ def stored_couplings(
     coupling once would have it. There are ``N! / (P! (N-P)!)`` sets: for small N only.
 
     Raises:
-        ValueError: P below 2, a negative omega, or noise without a generator.
+        ValueError: P below 2, a negative omega, noise without a generator, ``eb`` that is no
+            matrix, or more than 20 million sets.
+        TypeError: ``eb`` not floating.
     """
     check_order(P)
     _check_noise(omega, gen)
+    check_rows("eb", eb)
+    if math.comb(eb.shape[1], P) > _SETS:
+        raise ValueError(
+            f"eb has n={eb.shape[1]} spins, P={P}: {math.comb(eb.shape[1], P):,} couplings; "
+            f"allowed is {_SETS:,} (dense_field needs none of them)"
+        )
     sets = torch.combinations(torch.arange(eb.shape[1], device=eb.device), P)
     J = torch.zeros(len(sets), dtype=eb.dtype, device=eb.device)
     for row in eb:
@@ -134,7 +137,20 @@ def couplings_field(
     """Field of stored couplings: ``h_i = (P-1)! N^(1-P) sum_(sets with i) J prod_(j!=i) s_j``.
 
     The slow, explicit route to :func:`dense_field` with distinct indices.
+
+    Raises:
+        ValueError: not one coupling for each set, or sets of spins that ``s`` does not have.
     """
+    if sets.ndim != 2 or J.shape != sets.shape[:1]:
+        raise ValueError(
+            f"J has shape {tuple(J.shape)} and sets {tuple(sets.shape)}: allowed is one coupling "
+            "for each set"
+        )
+    if sets.numel() and not (s.ndim and 0 <= int(sets.min()) and int(sets.max()) < s.shape[-1]):
+        raise ValueError(
+            f"s has shape {tuple(s.shape)}, sets name spins {int(sets.min())} to "
+            f"{int(sets.max())}: allowed is 0 to one below the last size of s"
+        )
     n, P = s.shape[-1], sets.shape[1]
     h = torch.zeros_like(s)
     for place in range(P):
@@ -203,10 +219,20 @@ def check_indices(indices: str) -> None:
 
 
 def check_spins(s: Tensor, eb: Tensor) -> None:
-    if eb.ndim != 2 or s.shape[-1] != eb.shape[1]:
+    check_rows("eb", eb)
+    if s.ndim == 0 or s.shape[-1] != eb.shape[1]:
         raise ValueError(
             f"s has shape {tuple(s.shape)} and eb {tuple(eb.shape)}: the last sizes must be equal"
         )
+    if s.dtype != eb.dtype:
+        raise TypeError(f"s is {s.dtype} and eb {eb.dtype}: allowed is one floating type for both")
+
+
+def check_rows(name: str, rows: Tensor) -> None:
+    if rows.ndim != 2 or rows.shape[1] == 0:
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}: allowed is (k, n) with n > 0")
+    if not rows.is_floating_point():
+        raise TypeError(f"{name} is {rows.dtype}: allowed is a floating type")
 
 
 def _check_noise(omega: float, gen: torch.Generator | None) -> None:

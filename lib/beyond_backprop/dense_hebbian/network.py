@@ -13,14 +13,14 @@ from lib.beyond_backprop.dense_hebbian.fields import (
     Indices,
     check_indices,
     check_order,
+    check_rows,
     check_spins,
     dense_energy,
     dense_field,
-    elementary,
 )
 from lib.beyond_backprop.dense_hebbian.theory import Mode, check_mode
 from lib.core.data import digits, load
-from lib.models.hopfield import glauber
+from lib.models.hopfield import glauber, sequential_sweep
 
 
 class DenseHebbianNetwork:
@@ -63,24 +63,37 @@ class DenseHebbianNetwork:
                 classes, which sets the temperature's scale; absent, every example is its own class.
 
         Raises:
-            ValueError: no examples, or labels that are missing or of another length.
+            ValueError: no examples, or labels that are missing or of another length; as
+                :meth:`from_means`.
         """
         if examples.ndim != 2 or len(examples) == 0:
             raise ValueError(f"examples must be (m, n) with m > 0, got {tuple(examples.shape)}")
         if labels is None and self.mode == "supervised":
             raise ValueError("labels: mode='supervised' needs the class of each example")
-        if labels is not None and labels.shape != examples.shape[:1]:
-            raise ValueError(f"labels has shape {tuple(labels.shape)} for {len(examples)} examples")
+        if labels is not None:
+            _check_labels(examples, labels)
         self.from_means(class_means(examples, labels) if self.mode == "supervised" else examples)
         if self.mode == "unsupervised" and labels is not None:
             self.weight = len(labels.unique()) / len(labels)
         return self
 
     def from_means(self, eb: Float[Tensor, "k n"]) -> DenseHebbianNetwork:
-        """Take class means that are there already."""
+        """Take class means that are there already.
+
+        Raises:
+            ValueError: no rows, entries that are not finite, or nothing but zeros.
+            TypeError: rows that are not floating.
+        """
+        check_rows("eb", eb)
         if self.rescale:
             eb = eb * (math.sqrt(eb.shape[1]) / eb.norm(dim=1, keepdim=True).clamp_min(1e-12))
-        self.eb, self.R, self.weight = eb, eb.square().mean().item(), 1.0
+        R = eb.square().mean().item() if len(eb) else 0.0
+        if not 0 < R < math.inf:
+            raise ValueError(
+                f"eb has shape {tuple(eb.shape)} and mean square {R}: allowed are rows of finite "
+                "numbers, not all zero"
+            )
+        self.eb, self.R, self.weight = eb, R, 1.0
         return self
 
     @property
@@ -108,9 +121,23 @@ class DenseHebbianNetwork:
     ) -> Float[Tensor, "b n"]:
         """``steps`` sweeps of Glauber dynamics from ``s0`` (see ``lib.models.hopfield.glauber``).
 
-        Spin by spin with distinct indices, :func:`sequential_sweep` does the same at the price of
-        one field a sweep.
+        Spin by spin with distinct indices, ``lib.models.hopfield.sequential_sweep`` does the same
+        at the price of one field a sweep.
+
+        Raises:
+            ValueError: a negative number of steps, an unknown order, spins other than +1 and -1,
+                or as ``glauber``.
+            TypeError: spins of another type than ``eb``.
         """
+        if not (isinstance(steps, int) and steps >= 0):
+            raise ValueError(f"steps={steps}: allowed is a whole number of 0 or more")
+        if order not in ("sequential", "parallel"):
+            raise ValueError(f"order={order!r}: allowed are 'sequential' and 'parallel'")
+        if s0.ndim != 2:
+            raise ValueError(f"s0 has shape {tuple(s0.shape)}: allowed is (b, n)")
+        check_spins(s0, self._fitted())
+        if not bool((s0.abs() == 1).all()):
+            raise ValueError("s0 has entries other than +1 and -1, which are all that is allowed")
         s = s0
         for _ in range(steps):
             if order == "sequential" and blocks is None and self.indices == "distinct":
@@ -126,7 +153,14 @@ class DenseHebbianNetwork:
 
 
 def class_means(examples: Float[Tensor, "m n"], labels: Int[Tensor, "m"]) -> Float[Tensor, "k n"]:
-    """Mean example of every class, classes in ascending order."""
+    """Mean example of every class, classes in ascending order.
+
+    Raises:
+        ValueError: not one label for each example.
+        TypeError: examples that are not floating.
+    """
+    check_rows("examples", examples)
+    _check_labels(examples, labels)
     classes, index = labels.unique(return_inverse=True)
     sums = examples.new_zeros(len(classes), examples.shape[1]).index_add_(0, index, examples)
     return sums / torch.bincount(index, minlength=len(classes))[:, None].to(examples.dtype)
@@ -138,55 +172,21 @@ def sample_means(
     """Means of ``M`` examples of quality ``r`` of each archetype, drawn without the examples.
 
     An entry is ``xi (2 k / M - 1)`` with ``k`` binomial: M trials of probability ``(1 + r) / 2``.
+
+    Raises:
+        ValueError: r outside [0, 1], or M that is no whole number of 1 or more.
+        TypeError: ``xi`` that is not floating.
     """
+    check_rows("xi", xi)
     if not 0 <= r <= 1:
         raise ValueError(f"r={r}: allowed is 0 to 1")
-    if M < 1:
-        raise ValueError(f"M={M}: allowed is 1 or more")
+    if not (M >= 1 and float(M).is_integer()):
+        raise ValueError(f"M={M}: allowed is a whole number of 1 or more")
     if r == 1:
         return xi.clone()
     count = torch.full(xi.shape, float(M), device=gen.device)
     agree = torch.binomial(count, torch.full_like(count, (1 + r) / 2), generator=gen)
     return xi * (2 * agree / M - 1).to(xi)
-
-
-def sequential_sweep(
-    s: Float[Tensor, "b n"],
-    eb: Float[Tensor, "k n"],
-    P: int,
-    beta: float,
-    *,
-    scale: float = 1.0,
-    gen: torch.Generator,
-) -> Float[Tensor, "b n"]:
-    """One sweep of Glauber dynamics, spin by spin, distinct indices, in O(b k n P^2).
-
-    Flipping a spin changes each overlap by a known amount, so the power sums of ``eb_j s_j`` are
-    carried along instead of computed anew for each spin. Draws the same numbers in the same order
-    as ``glauber(..., order="sequential")`` and ends in the same state, up to rounding.
-    """
-    check_order(P)
-    check_spins(s, eb)
-    if not beta >= 0:
-        raise ValueError(f"beta={beta}: allowed is 0 or more, math.inf for zero temperature")
-    n, s = eb.shape[1], s.clone()
-    factor = scale * math.factorial(P - 1) / n ** (P - 1)
-    # Odd sums carry a row for each state; even ones are the same for all spins, since s^2 = 1.
-    sums = [s @ (eb**j).T if j % 2 else (eb**j).sum(1)[None] for j in range(1, P)]
-    for i in torch.randperm(n, generator=gen, device=gen.device).tolist():
-        own, old = eb[:, i], s[:, i, None].clone()  # a view would change with s
-        mine = [old * own**j if j % 2 else own**j for j in range(1, P)]
-        others = [p - a for p, a in zip(sums, mine, strict=True)]
-        h = factor * (elementary(others)[P - 1] @ own)[:, None]
-        if math.isinf(beta):
-            new = torch.where(h == 0, old, h.sign())
-        else:
-            u = torch.rand(h.shape, generator=gen, device=gen.device, dtype=h.dtype).to(h.device)
-            new = torch.where(u < torch.sigmoid(2 * beta * h), 1.0, -1.0).to(s.dtype)
-        s[:, i] = new[:, 0]
-        mine = [new * own**j if j % 2 else own**j for j in range(1, P)]
-        sums = [p + a for p, a in zip(others, mine, strict=True)]
-    return s
 
 
 def plefka_step(
@@ -235,7 +235,13 @@ def plefka(
     order: Literal[1, 2] = 2,
     steps: int = 50,
 ) -> Float[Tensor, "*b n"]:
-    """``steps`` updates of :func:`plefka_step` from ``m0``."""
+    """``steps`` updates of :func:`plefka_step` from ``m0``.
+
+    Raises:
+        ValueError: a negative number of steps, or as :func:`plefka_step`.
+    """
+    if not (isinstance(steps, int) and steps >= 0):
+        raise ValueError(f"steps={steps}: allowed is a whole number of 0 or more")
     m = m0
     for _ in range(steps):
         m = plefka_step(m, net, beta, order)
@@ -265,7 +271,7 @@ def structured_datasets(
     bool) to put the spins back into a picture.
 
     Raises:
-        ValueError: an unknown name, or sizes that the data do not have.
+        ValueError: an unknown name, sizes that the data do not have, or no pixel left.
     """
     if name not in ("digits", "mnist", "fashion_mnist"):
         raise ValueError(f"name={name!r}: allowed are 'digits', 'mnist' and 'fashion_mnist'")
@@ -276,9 +282,16 @@ def structured_datasets(
         )
     x, x_test = split.x[:train].flatten(1), split.x_test[:test].flatten(1)
     keep = x.std(0) > least
+    if not bool(keep.any()):
+        raise ValueError(f"least={least}: no pixel varies more; allowed is below {x.std(0).max()}")
     median = x[:, keep].median(0).values
     spins = [torch.where(v[:, keep] > median, 1.0, -1.0) for v in (x, x_test)]
     side = math.isqrt(x.shape[1])
     return Binarized(
         spins[0], split.y[:train], spins[1], split.y_test[:test], keep.reshape(side, side)
     )
+
+
+def _check_labels(examples: Tensor, labels: Tensor) -> None:
+    if labels.shape != examples.shape[:1]:
+        raise ValueError(f"labels has shape {tuple(labels.shape)} for {len(examples)} examples")

@@ -71,7 +71,7 @@ def one_step_overlap(
         raise ValueError(f"gamma={gamma}, omega={omega}: allowed is 0 or more")
     if (finite_size or omega) and N is None:
         raise ValueError("N: give the number of spins, finite_size and omega depend on it")
-    if N is not None and N <= P:
+    if N is not None and not N > P:
         raise ValueError(f"N={N}: allowed is more than P={P}")
     if mode == "storing":
         r, M = 1.0, 1
@@ -82,7 +82,7 @@ def one_step_overlap(
     )
     load = gamma * (float(N) ** (P - 1) / sets if finite_size else 1.0)
     noise = math.factorial(P - 1) * (load * others + omega**2 / (r ** (2 * P) * sets))
-    if not finite_size or M != int(M):
+    if not finite_size or not float(M).is_integer():
         return math.erf(1 / math.sqrt(2 * max(rho + noise, 1e-300)))
     if mode == "unsupervised":
         noise += rho * (_unequal_votes(r, N, P) - 1)
@@ -161,10 +161,13 @@ def rs_zero_temperature(
     deviation is divided by ``1 - (1+rho) C``, where ``C = 2 phi(x) / S`` is the susceptibility.
     For P > 2 this reaction vanishes as N grows.
 
+    The entries of the class means are taken as normal, as in the paper: for many examples. With
+    few, :func:`rs_few_examples` has their own law.
+
     Raises:
-        ValueError: P below 2, a negative ``gamma``, r or M out of range.
+        ValueError: P below 2, a negative ``gamma``, r or M out of range, ``steps`` below 1.
     """
-    gamma, rho = _load_and_entropy(gamma, r, M, P)
+    gamma, rho = _load_and_entropy(gamma, r, M, P, steps)
     crosstalk = (gamma * math.factorial(P - 1) * (1 + rho) ** P).sqrt()
     n, u = torch.ones_like(crosstalk), torch.zeros_like(crosstalk)
     m = n
@@ -178,9 +181,53 @@ def rs_zero_temperature(
         if P == 2:
             u = 0.5 * u + 0.5 * ((1 + rho) * 2 * phi / S).clamp_max(0.999)
             new = 0.5 * (n + new)
-        moved = (new - n).abs().max()
+        moved = (new - n).abs()
         n = new
-        if moved < tol:
+        if bool((moved < tol).all()):
+            break
+    return FixedPoint(m, n, torch.ones_like(m))
+
+
+def rs_few_examples(
+    gamma: Number, r: Number, M: Number, P: int, *, steps: int = 2000, tol: float = 1e-10
+) -> FixedPoint:
+    """:func:`rs_zero_temperature` with the binomial law of the class means; elementwise.
+
+    An entry of a class mean over its signal is ``c_k = (2k/M - 1) / r`` with ``k`` binomial, so
+    ``m = E erf(c x / sqrt(2))`` and ``n = E c erf(c x / sqrt(2))``, where ``x`` is ``n^(P-1)`` over
+    the crosstalk's deviation. Iterated from the class mean itself, ``n = E |c|``. A single example
+    is a pattern like any other and stands at ``m`` near ``r``, ``n`` near ``1/r``; the normal law
+    misses that. Derived here.
+
+    Raises:
+        ValueError: as :func:`rs_zero_temperature`, and M that is not whole.
+    """
+    gamma, rho = _load_and_entropy(gamma, r, M, P, steps)
+    r, M = (torch.as_tensor(v, dtype=torch.float64).expand_as(gamma) for v in (r, M))
+    if not bool((M == M.round()).all()):
+        raise ValueError(f"M={M}: allowed are whole numbers")
+    k = torch.arange(int(M.max()) + 1 if M.numel() else 1, dtype=torch.float64)
+    r, M = r[..., None], M[..., None]
+    rest = (M - k).clamp_min(0)
+    log_law = torch.lgamma(M + 1) - torch.lgamma(k + 1) - torch.lgamma(rest + 1)
+    log_law = log_law + torch.xlogy(k, (1 + r) / 2) + torch.xlogy(rest, (1 - r) / 2)
+    law = torch.where(k <= M, log_law.exp(), 0.0)
+    c = (2 * k / M - 1) / r
+    crosstalk = (gamma * math.factorial(P - 1) * (1 + rho) ** P).sqrt()
+    n, u = (law * c.abs()).sum(-1), torch.zeros_like(crosstalk)
+    m = n
+    for _ in range(steps):
+        noise = (crosstalk / (1 - u)).clamp_min(1e-150)
+        y = c * (n ** (P - 1) / noise).clamp_max(1e3)[..., None]
+        agree = torch.erf(y / math.sqrt(2))
+        m, new = (law * agree).sum(-1), (law * c * agree).sum(-1)
+        if P == 2:
+            phi = (law * (-y * y / 2).exp()).sum(-1) / math.sqrt(2 * math.pi)
+            u = 0.5 * u + 0.5 * ((1 + rho) * 2 * phi / noise).clamp_max(0.999)
+            new = 0.5 * (n + new)
+        moved = (new - n).abs()
+        n = new
+        if bool((moved < tol).all()):
             break
     return FixedPoint(m, n, torch.ones_like(m))
 
@@ -211,13 +258,18 @@ def rs_finite_temperature(
         nodes: of the quadrature, between -8 and 8; more for very low temperatures.
 
     Raises:
-        ValueError: as :func:`rs_zero_temperature`, and a ``beta`` that is negative or infinite.
+        ValueError: as :func:`rs_zero_temperature`; a ``beta`` that is negative or infinite,
+            ``start`` below 0 or not finite, fewer than 3 nodes.
     """
-    gamma, rho = _load_and_entropy(gamma, r, M, P)
+    gamma, rho = _load_and_entropy(gamma, r, M, P, steps)
+    if not 0 <= start < math.inf or nodes < 3:
+        raise ValueError(
+            f"start={start}, nodes={nodes}: allowed is a finite start of 0 or more, 3 or more nodes"
+        )
     beta = torch.as_tensor(beta, dtype=torch.float64)
     if not bool((beta >= 0).all() and beta.isfinite().all()):
         raise ValueError(f"beta={beta}: allowed is 0 or more; rs_zero_temperature is for infinity")
-    gamma, rho, beta = torch.broadcast_tensors(gamma, rho, beta)
+    gamma, rho, beta = _broadcast(gamma=gamma, rho=rho, beta=beta)
     b = beta / (1 + rho) ** (P / 2)
     crosstalk = gamma * math.factorial(P - 1) * (1 + rho) ** P
     z = torch.linspace(-8, 8, nodes, dtype=torch.float64)
@@ -229,9 +281,9 @@ def rs_finite_temperature(
         t = torch.tanh(b[..., None] * ((n ** (P - 1))[..., None] + S[..., None] * z))
         m, q_new = (t * w).sum(-1), (t * t * w).sum(-1)
         n_new = m + rho * b * n ** (P - 1) * (1 - q_new)
-        moved = torch.maximum((n_new - n).abs().max(), (q_new - q).abs().max())
+        moved = torch.maximum((n_new - n).abs(), (q_new - q).abs())
         n, q = 0.5 * (n + n_new), 0.5 * (q + q_new)
-        if moved < tol:
+        if bool((moved < tol).all()):
             break
     return FixedPoint(m, n, q)
 
@@ -239,7 +291,15 @@ def rs_finite_temperature(
 def phase_diagram(
     rs: Float[Tensor, "i"], Ms: Float[Tensor, "j"], gamma: Number, P: int, beta: float = math.inf
 ) -> Float[Tensor, "i j"]:
-    """``m`` of the retrieval solution over quality and quantity; retrieval is where it is > 0.5."""
+    """``m`` of the retrieval solution over quality and quantity; retrieval is where it is > 0.5.
+
+    Raises:
+        ValueError: ``rs`` or ``Ms`` that is no vector, or as the fixed points.
+    """
+    if rs.ndim != 1 or Ms.ndim != 1:
+        raise ValueError(
+            f"rs has shape {tuple(rs.shape)} and Ms {tuple(Ms.shape)}: allowed are two vectors"
+        )
     r, M = rs.double()[:, None], Ms.double()[None, :]
     if math.isinf(beta):
         return rs_zero_temperature(gamma, r, M, P).m
@@ -253,12 +313,14 @@ def critical_load(
 
     0 where there is none at any load. For P = 2, perfect patterns and T = 0 this is the classical
     0.138 of Amit, Gutfreund and Sompolinsky.
-    """
 
+    Raises:
+        ValueError: a threshold outside (0, 1), or as the fixed points.
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold={threshold}: allowed is between 0 and 1")
     low, high = 0.0, 1.0
-    for _ in range(
-        4
-    ):  # 64 loads at a time, between the last that retrieves and the first that fails
+    for _ in range(4):  # 64 loads between the last that retrieves and the first that fails
         loads = torch.linspace(low, high, 64, dtype=torch.float64)
         if math.isinf(beta):
             m = rs_zero_temperature(loads, r, M, P, steps=1000).m
@@ -278,7 +340,7 @@ def storage_load(K: int, N: int, P: int, exact: bool = True) -> float:
     indices leave fewer terms to the signal than the power of N counts.
     """
     check_order(P)
-    if K < 0 or N <= P:
+    if not (K >= 0 and N > P):
         raise ValueError(f"K={K}, N={N}: allowed is K of 0 or more, N above P={P}")
     return K / (falling(N, P) if exact else float(N) ** (P - 1))
 
@@ -288,9 +350,20 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"mode={mode!r}: allowed are {', '.join(map(repr, MODES))}")
 
 
-def _load_and_entropy(gamma: Number, r: Number, M: Number, P: int) -> list[Tensor]:
+def _load_and_entropy(gamma: Number, r: Number, M: Number, P: int, steps: int) -> list[Tensor]:
     check_order(P)
+    if not steps >= 1:
+        raise ValueError(f"steps={steps}: allowed is 1 or more")
     gamma, r, M = (torch.as_tensor(v, dtype=torch.float64) for v in (gamma, r, M))
     if not bool((gamma >= 0).all()):
         raise ValueError(f"gamma={gamma}: allowed is 0 or more")
-    return list(torch.broadcast_tensors(gamma, entropy(r, M)))
+    gamma, r, M = _broadcast(gamma=gamma, r=r, M=M)
+    return [gamma, entropy(r, M)]
+
+
+def _broadcast(**values: Tensor) -> tuple[Tensor, ...]:
+    try:
+        return torch.broadcast_tensors(*values.values())
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(v.shape)}" for name, v in values.items())
+        raise ValueError(f"{shapes}: allowed are numbers, or shapes that broadcast") from None

@@ -29,7 +29,15 @@ from lib.models.spiking.networks import (
     spiking_resnet18,
     spiking_vgg11,
 )
-from lib.models.spiking.neuron import LIF, RateGradient, Surrogate, lif, rate_weights, surrogate
+from lib.models.spiking.neuron import (
+    LIF,
+    RateGradient,
+    Surrogate,
+    lif,
+    membrane,
+    rate_weights,
+    surrogate,
+)
 from lib.models.spiking.running import (
     detach,
     firing_rates,
@@ -52,6 +60,7 @@ __all__ = [
     "event_frames",
     "firing_rates",
     "lif",
+    "membrane",
     "neurons",
     "poisson_spikes",
     "rate_weights",

@@ -89,6 +89,23 @@ def lif(
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces), state
 
 
+def membrane(current: Float[Tensor, "t *neurons"], decay: float) -> Float[Tensor, "t *neurons"]:
+    """The potential ``v[t] = decay v[t-1] + current[t]`` of a neuron that never fires.
+
+    A read-out of spikes that keeps time: :func:`lif` with an endless threshold, at every step. All
+    steps at once, as one product with the powers ``decay^(t - s)``; exact gradients by autograd.
+
+    Raises:
+        ValueError: a decay outside 0 to 1.
+    """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay={decay}: allowed is 0 to 1 (decay = 1 - 1/tau)")
+    t = torch.arange(len(current), device=current.device)
+    ago = t[:, None] - t
+    powers = torch.where(ago >= 0, float(decay) ** ago.clamp_min(0).double(), 0)
+    return torch.tensordot(powers.to(current.dtype), current, 1)
+
+
 class LIF(nn.Module):
     """A layer of leaky integrate-and-fire neurons, in the place of an activation.
 

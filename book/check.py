@@ -138,12 +138,15 @@ def _book(source: Source, keys: list[str], needs: Prerequisites) -> Iterator[Fin
     for what, mend in readers.faults(readers.readers(source.root), source, needs):
         yield Finding(readers.FILE, None, what, mend)
     chapters = {chapter.name for chapter in source.all_chapters}
+    openings = {opening.name for opening in source.all_openings}
     known = {f"{paper.part}/{paper.slug}" for paper in source.papers}
     for part in PARTS:
         for path in sorted((source.root / "lib" / part).glob("*")):
             if path.stem.startswith(("_", ".")) or (path.suffix != ".py" and not path.is_dir()):
                 continue
             name, file = f"{part}/{path.stem}", path.relative_to(source.root).as_posix()
+            if path.name == "opening.py" and f"{part}/{OPENING}" in openings:
+                continue  # what the part's first page computes
             if name not in known:
                 mend = "move what is shared down to lib/models or lib/core"
                 yield Finding(file, None, "no paper of that name in book/papers.csv", mend)

@@ -14,10 +14,12 @@ from collections.abc import Callable
 import torch
 
 from lib.core.seeds import child
+from lib.kernels.delays import delay_conv
 from lib.kernels.graft_step import graft_step, magnitude_threshold, relaxed_graft
 from lib.kernels.kernel_sum import kernel_sum
 from lib.kernels.lif import lif
 from lib.kernels.nngp_ntk import nngp_ntk
+from lib.kernels.persistent_rnn import pv_rnn
 from lib.kernels.prox_softmax import prox_softmax, prox_step
 from lib.kernels.saliency_stats import saliency_stats
 from lib.kernels.smooth_step import smooth_step
@@ -35,7 +37,7 @@ def main() -> list[dict]:
     print(f"a copy reaches {bandwidth / 1e12:.2f} TB/s")
     rows = []
     measures = (spikes, limit_kernel, tree_kernel, statistics, smoothing, kernel_sums, grafts)
-    for measure in (*measures, prox_steps):
+    for measure in (*measures, prox_steps, delayed_layers, recurrent):
         rows += measure(bandwidth)
     return rows
 
@@ -185,6 +187,87 @@ def prox_steps(bandwidth: float) -> list[dict]:
             # read q and v, write x; backward: also read x and g, write two gradients
             rows += rows_for(f"{label}, forward", step, 3 * word, bandwidth, tol)
             rows += rows_for(f"{label}, f+b", both, 7 * word, bandwidth, tol)
+    return rows
+
+
+def delayed_layers(bandwidth: float) -> list[dict]:
+    """The hidden layer of the network for spoken digits: one tap, a narrow bump, all 25 bins.
+
+    Eager is cuDNN's convolution with the filters that it needs; TF32 is off, as in the kernel.
+    """
+    rows, allowed = [], torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    batch, n, steps, bins = 256, 256, 126, 25
+    spikes = (random((batch, n, steps)) > 1.6).float()  # one bin in twenty
+    w, p = random((n, n, 1)), (random((n, n, 2))[..., :1] * 5 + 12).clamp(0, bins - 1)
+    g = random((batch, n, steps))
+    try:
+        for shape, reach in (("tap", 0), ("gauss", 2), ("gauss", None)):
+            taps = bins if reach is None else 2 * reach + 1
+            window = {"shape": shape, "reach": reach}
+
+            def forward(backend, window=window):
+                return delay_conv(spikes, w, p, 0.5, bins, **window, backend=backend)
+
+            def both(backend, window=window):
+                leaves = [t.detach().requires_grad_() for t in (spikes, w, p)]
+                y = delay_conv(*leaves, 0.5, bins, **window, backend=backend)
+                return torch.cat([t.flatten() for t in torch.autograd.grad(y, leaves, g)])
+
+            label = f"delayed layer, {n} x {n}, {batch} x {steps} steps, {taps} taps"
+            # forward: read x, write y; backward: read x and g, write x's gradient
+            rows += rows_for(f"{label}, forward", forward, 2 * 4 * g.numel(), bandwidth, 1e-4)
+            rows += rows_for(f"{label}, f+b", both, 5 * 4 * g.numel(), bandwidth, 1e-3)
+        byte = spikes.to(torch.uint8)
+        run = lambda backend: delay_conv(byte, w, p, 0.5, bins, shape="tap", backend=backend)
+        label = f"delayed layer, {n} x {n}, {batch} x {steps} steps, 1 tap, byte spikes, forward"
+        rows += rows_for(label, run, 5 * g.numel(), bandwidth, 1e-4)
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+    return rows
+
+
+def recurrent(bandwidth: float) -> list[dict]:
+    """The time loop of variational recurrent networks: training, and one regression of offsets.
+
+    Bandwidth bounds neither: ``ceiling`` says how far a chain of dependent steps is from it. A
+    cuDNN LSTM of the same width is printed beside them, an order of magnitude and not a peer.
+    """
+    rows = []
+    for steps, models, batch, units, latents in ((24, 12, 20, 16, 2), (96, 25, 256, 64, 8)):
+        A = random((steps, models, batch, 2, latents))
+        eps = random((steps, models, batch, latents))
+        # Gain below 1: with weights of 0.3 and 64 units the network is chaotic, and after 96 steps
+        # float32 and float64 differ by 15 %. No two implementations would agree.
+        gain = 0.5 * units**-0.5
+        W, U = gain * random((models, units, units)), 0.3 * random((models, units, latents))
+        V, b = gain * random((models, 4, latents, units)), 0.1 * random((models, units))
+        c, h0 = 0.1 * random((models, 4, latents)), 0.1 * random((models, batch, units))
+        tau = torch.full((units,), 2.0, device="cuda")
+        fixed = (eps, W, U, V, b, c, tau, h0)
+
+        def run(backend, leaves, rest):
+            leaves = [t.detach().requires_grad_() for t in leaves]
+            A, eps, W, U, V, b, c, tau, h0 = rest(leaves)
+            h, stats = pv_rnn(A, eps, W, U, V, b, c, tau, h0, backend=backend)
+            grads = torch.autograd.grad(h.square().sum() + stats.square().sum(), leaves)
+            return torch.cat([g.flatten() for g in grads])
+
+        train = lambda backend, A=A, f=fixed: run(
+            backend, (A, *f[1:6]), lambda v: (v[0], f[0], *v[1:], *f[6:])
+        )
+        regress = lambda backend, A=A, f=fixed: run(backend, (A,), lambda v: (v[0], *f))
+        numbers = steps * models * batch
+        # forward: read A and eps, write h and the statistics; backward: read eps, h and the
+        # statistics and both gradients, write that of A
+        floor = 4 * numbers * (3 * units + 18 * latents)
+        label = f"PV-RNN, {models} models, {batch} x {steps} steps, d = {units}, z = {latents}"
+        rows += rows_for(f"{label}, training, f+b", train, floor, bandwidth, 1e-3)
+        rows += rows_for(f"{label}, regression of A, f+b", regress, floor, bandwidth, 1e-3)
+        lstm = torch.nn.LSTM(units, units).cuda()
+        x = random((steps, models * batch, units))
+        took = seconds(lambda lstm=lstm, x=x: lstm(x)[0].sum().backward())
+        print(f"  a cuDNN LSTM, one set of weights, same sizes: {1000 * took:.2f} ms")
     return rows
 
 

@@ -243,24 +243,3 @@ def test_layers_of_other_kinds(batch):
     model = network(layer=al.convolution)
     assert train(model, x, y, steps=1, batch=12) and model(x).shape == (12, 10)
     assert F.cross_entropy(model(x), y).isfinite()
-
-
-def test_crop_and_flip_moves_whole_images(gen):
-    x = torch.arange(2 * 3 * 6 * 6, dtype=torch.float32).reshape(2, 3, 6, 6)
-    padded = F.pad(x, [2] * 4, mode="reflect")
-    views = [
-        v
-        for i in range(5)
-        for j in range(5)
-        for v in (padded[..., i : i + 6, j : j + 6], padded[..., i : i + 6, j : j + 6].flip(-1))
-    ]
-    seen = set()
-    for _ in range(10):
-        made = al.crop_and_flip(x, gen, pad=2)
-        for k in range(2):
-            found = [n for n, view in enumerate(views) if torch.equal(made[k], view[k])]
-            assert found
-            seen.update(found)
-    assert len(seen) > 5
-    with raises(ValueError, match="pad=6: allowed is 0 to 5 for images of 6 x 6"):
-        al.crop_and_flip(x, gen, pad=6)

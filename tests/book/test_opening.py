@@ -116,6 +116,15 @@ def test_what_is_wrong_with_it_is_found(project):
     assert [c.name for c in check.named(Source(project.root), ["width/index"])] == ["width/index"]
 
 
+def test_it_may_have_a_module_of_its_own(project):
+    (project.root / "lib/width/opening.py").write_text("")
+    assert check.check(project) == []
+    (project.root / "chapters/width/index.ipynb").unlink()
+    (project.root / "chapters/width/index.md").write_text("# Width\n")
+    findings = "\n".join(map(str, check.check(Source(project.root))))
+    assert "lib/width/opening.py: no paper of that name" in findings
+
+
 def test_a_run_takes_it_along(tmp_path):
     tree = Tree(tmp_path)
     tree.chapter("width/ntk", "1")

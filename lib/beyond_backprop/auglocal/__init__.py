@@ -5,10 +5,10 @@ Augmented Auxiliary Networks*, ICLR 2024, arXiv:2402.17318. The paper's L layers
 counted from 0; layer 0 is the stem.
 
 ``selection``: which following layers a head copies, and how many. ``auxiliary``: heads, primary
-networks and their assembly into :class:`lib.models.local_learning.LocalBlocks`. ``training``:
-images shifted and flipped, and an MLP trained by the method. The training loop, end-to-end training
-with and without checkpointing, and the heads that the paper compares with are in
-:mod:`lib.models.local_learning`; networks side by side in :mod:`lib.models.side_by_side`.
+networks and their assembly into :class:`lib.models.local_learning.LocalBlocks`. ``training``: an
+MLP trained by the method. The training loop, end-to-end training with and without checkpointing,
+and the heads that the paper compares with are in :mod:`lib.models.local_learning`; networks side by
+side in :mod:`lib.models.side_by_side`; shifted and flipped images in :mod:`lib.core.data.augment`.
 
 Not here: ResNets with bottlenecks, MobileNet, EfficientNet and RegNet; ImageNet and STL-10 recipes.
 """
@@ -31,11 +31,7 @@ from lib.beyond_backprop.auglocal.selection import (
     pyramidal_depths,
     uniform_layer_selection,
 )
-from lib.beyond_backprop.auglocal.training import (
-    MLPTrainer,
-    crop_and_flip,
-    mlp_trainer,
-)
+from lib.beyond_backprop.auglocal.training import MLPTrainer, mlp_trainer
 
 __all__ = [
     "MLPTrainer",
@@ -44,7 +40,6 @@ __all__ = [
     "build_auxiliary",
     "constant_depths",
     "convolution",
-    "crop_and_flip",
     "dense",
     "layer_flops",
     "layer_selection",

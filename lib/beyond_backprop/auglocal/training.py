@@ -1,4 +1,4 @@
-"""Images shifted and flipped, and an MLP trained by the method."""
+"""An MLP trained by the method."""
 
 from __future__ import annotations
 
@@ -12,30 +12,6 @@ from torch import Tensor, nn
 from lib.beyond_backprop.auglocal.auxiliary import dense, local_network
 from lib.core.seeds import child
 from lib.models.local_learning import LocalBlocks
-
-
-def crop_and_flip(
-    x: Float[Tensor, "b c h w"], gen: torch.Generator, pad: int = 4
-) -> Float[Tensor, "b c h w"]:
-    """Every image shifted by up to ``pad`` places, the border mirrored, half of them flipped.
-
-    Raises:
-        ValueError: ``pad`` below 0, or not below the side of the images.
-    """
-    b, _, h, w = x.shape
-    if not 0 <= pad < min(h, w):
-        raise ValueError(f"pad={pad}: allowed is 0 to {min(h, w) - 1} for images of {h} x {w}")
-    x = torch.nn.functional.pad(x, [pad] * 4, mode="reflect")
-    top, left = torch.randint(2 * pad + 1, (2, b), generator=gen).to(x.device)
-    rows = top[:, None] + torch.arange(h, device=x.device)
-    columns = left[:, None] + torch.arange(w, device=x.device)
-    flip = torch.rand(b, generator=gen).to(x.device) < 0.5
-    columns = torch.where(flip[:, None], columns.flip(1), columns)
-    index = torch.arange(b, device=x.device)[:, None, None]
-    return x[index, :, rows[:, :, None], columns[:, None]].movedim(-1, 1)
-
-
-# ------------------------------------------------------------------------------------------- an MLP
 
 
 class MLPTrainer:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from lib.core.seeds import child
 from lib.models.init import initialize_
 from lib.models.local_learning import LocalBlocks, PoolLinear, compared_heads, cut
+from lib.models.local_mlp import LocalTrainer
 from lib.models.resnet import ResNet
 
 STARTS = ("copy", "fresh")
@@ -287,31 +288,6 @@ def _draw(model: nn.Module, linear: str, gen: torch.Generator) -> None:
 # ------------------------------------------------------------------------------------------- an MLP
 
 
-class MLPTrainer:
-    """A plain classifier of dense layers, trained locally.
-
-    ``groups`` names the parameters of the primary network layer by layer; heads are not in it.
-    """
-
-    def __init__(self, model: LocalBlocks, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.optimizer = model, optimizer
-        parts = [*model.blocks, model.heads[-1]]
-        self.groups: dict[str, list[nn.Parameter]] = {
-            f"layer {i}": list(part.parameters()) for i, part in enumerate(parts)
-        }
-
-    def step(self, x: Float[Tensor, "b d"], y: Int[Tensor, "b"]) -> None:
-        """One update on one batch: averages first, then weights."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model.local_step(x, y)
-        self.optimizer.step()
-
-    @torch.no_grad()
-    def predict(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
-        """Logits of the primary network."""
-        return self.model(x)
-
-
 def mlp_trainer(
     widths: Sequence[int],
     *,
@@ -322,7 +298,7 @@ def mlp_trainer(
     start: Literal["copy", "fresh"] = "copy",
     lr: float = 2e-3,
     device: torch.device | str = "cpu",
-) -> MLPTrainer:
+) -> LocalTrainer:
     """An MLP; every hidden layer reads the next one's weights as a moving average.
 
     A layer is a linear map and ReLU, the head behind the copies one linear map. The paper has no
@@ -360,4 +336,4 @@ def mlp_trainer(
         linear="he",
     ).to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
-    return MLPTrainer(model, torch.optim.Adam(trained, lr=lr))
+    return LocalTrainer(model, torch.optim.Adam(trained, lr=lr))

@@ -31,10 +31,9 @@ from lib.beyond_backprop.auglocal.selection import (
     pyramidal_depths,
     uniform_layer_selection,
 )
-from lib.beyond_backprop.auglocal.training import MLPTrainer, mlp_trainer
+from lib.beyond_backprop.auglocal.training import mlp_trainer
 
 __all__ = [
-    "MLPTrainer",
     "auglocal_heads",
     "auxiliary_flops",
     "build_auxiliary",

@@ -16,7 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lib.beyond_backprop.physical_networks.devices import DigitalTwin, PhysicalLayer
+from lib.beyond_backprop.physical_networks.devices import (
+    DigitalTwin,
+    PhysicalLayer,
+    check_chain,
+)
 from lib.beyond_backprop.physical_networks.local import RunningNorm, unit_magnitude
 from lib.core.fitting import progress
 from lib.core.linalg import ridge
@@ -46,17 +50,7 @@ class PhysicalClassifier(nn.Module):
         gen: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if len(layers) != len(widths) or not layers or min(widths) < 1:
-            raise ValueError(
-                f"{len(layers)} layers and widths={list(widths)}: allowed is one width, 1 or more, "
-                "for each of one or more layers"
-            )
-        for i, (layer, width) in enumerate(zip(layers[1:], widths), 2):
-            if layer.n_in != width:
-                raise ValueError(
-                    f"layer {i} has {layer.n_in} inputs, the map below it {width} outputs: they "
-                    "must be equal"
-                )
+        check_chain(layers, widths)
         self.layers = list(layers)
         self.norms = nn.ModuleList(RunningNorm(layer.n_out) for layer in layers)
         self.maps = nn.ModuleList(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -393,3 +393,18 @@ def _positive(M: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     root = vectors * values.abs().sqrt()
     M = root @ root.mT
     return (M + M.mT) / 2  # symmetric to the last bit
+
+
+def check_chain(layers: Sequence[PhysicalLayer], widths: Sequence[int]) -> None:
+    """ValueError unless every layer takes what the map below it gives."""
+    if len(layers) != len(widths) or not layers or min(widths) < 1:
+        raise ValueError(
+            f"{len(layers)} layers and widths={list(widths)}: allowed is one width, 1 or more, "
+            "for each of one or more layers"
+        )
+    for i, (layer, width) in enumerate(zip(layers[1:], widths), 2):
+        if layer.n_in != width:
+            raise ValueError(
+                f"layer {i} has {layer.n_in} inputs, the map below it {width} outputs: they "
+                "must be equal"
+            )

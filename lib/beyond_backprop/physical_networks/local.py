@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lib.beyond_backprop.physical_networks.devices import PhysicalLayer
+from lib.beyond_backprop.physical_networks.devices import PhysicalLayer, check_chain
 from lib.core.fitting import progress
 from lib.core.linalg import ridge
 from lib.core.seeds import batch_indices, child
@@ -240,17 +240,7 @@ class PhysicalNetwork(nn.Module):
         gen: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if len(layers) != len(widths) or not layers or min(widths) < 1:
-            raise ValueError(
-                f"{len(layers)} layers and widths={list(widths)}: allowed is one width, 1 or more, "
-                "for each of one or more layers"
-            )
-        for i, (layer, width) in enumerate(zip(layers[1:], widths), 2):
-            if layer.n_in != width:
-                raise ValueError(
-                    f"layer {i} has {layer.n_in} inputs, the map below it {width} outputs: they "
-                    "must be equal"
-                )
+        check_chain(layers, widths)
         if classes < 2 or n_inner < 1 or not 0 < lr < float("inf"):
             raise ValueError(
                 f"classes={classes}, n_inner={n_inner}, lr={lr}: allowed are 2 or more classes, 1 "

@@ -139,6 +139,13 @@ def test_rounding_leaves_integers_text_and_holes_alone():
     assert rows == [{"n": 123456789, "s": "1.23456789", "z": 0.0, "i": 7, "hole": None, "b": True}]
 
 
+def test_missing_values_in_a_column_of_text_become_null():
+    rows = [{"x": 1.0, "says": "yes"}, {"x": float("nan"), "says": float("nan")}]
+    spec = {"data": {"values": rows}}
+    bundle._round_data(spec)
+    assert rows == [{"x": 1, "says": "yes"}, {"x": None, "says": None}]
+
+
 def test_too_many_rows_is_an_error_and_six_thousand_are_not():
     def cloud(n):
         frame = pd.DataFrame({"x": np.arange(n)})

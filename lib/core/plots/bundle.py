@@ -181,7 +181,11 @@ def _round_data(node: Any) -> None:
 
 
 def round_table(rows: list) -> None:
-    """Round floats in place to 5 significant digits, and finer where a column's range is narrow."""
+    """Round floats in place to 5 significant digits, and finer where a column's range is narrow.
+
+    NaN becomes null: Altair does so in columns of numbers, but not in columns of text, where a
+    missing value is NaN before pandas 3.
+    """
     columns: dict[str, list[float]] = {}
     for row in rows:
         if isinstance(row, dict):
@@ -196,6 +200,8 @@ def round_table(rows: list) -> None:
         if not isinstance(row, dict):
             continue
         for key, value in row.items():
+            if isinstance(value, float) and math.isnan(value):
+                row[key] = None
             if not isinstance(value, float) or not math.isfinite(value) or value == 0:
                 continue
             if value.is_integer() and abs(value) < 1e15:

@@ -138,7 +138,8 @@ class SimulatedDevice:
 class AcousticCavity(SimulatedDevice):
     """Sound in a cavity, a saturating element between two scatterings, microphones.
 
-    .. math:: y = |B\\, s(A x)|,\\qquad s(p) = \\tanh(6 |p|)\\, e^{i \\arg p}
+    .. math:: y = |B\\, s(A x)|,\\qquad
+              s(p) = \\tanh(6 |p|)\\, e^{i \\arg p}
 
     ``A: "modes n_in"`` and ``B: "n_out modes"`` are complex Gaussian, scaled to spectral norm 0.95:
     no energy is made.
@@ -219,7 +220,8 @@ class MicrowaveCavity(SimulatedDevice):
 class MultimodeFiber(SimulatedDevice):
     """Light shaped by a phase modulator, mixed by a fiber, recorded as speckle by a camera.
 
-    .. math:: y = \\big|T e^{i \\pi s x}\\big|^2,\\qquad s = \\mathrm{scale}\\sqrt{n_{in}}
+    .. math:: y = \\big|T e^{i \\pi s x}\\big|^2,\\qquad
+              s = \\mathrm{scale}\\sqrt{n_{in}}
 
     ``T: "n_out n_in"`` is complex Gaussian with variance ``1/n_in``, so the mean intensity is 1.
     Inputs have unit norm: with ``s = 1`` the phases were tiny and the fiber nearly linear.

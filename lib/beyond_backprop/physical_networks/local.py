@@ -205,7 +205,8 @@ class RunningNorm(nn.Module):
 class PhysicalNetwork(nn.Module):
     """Physical layers with a trainable linear map behind each, trained stage by stage.
 
-    .. math:: p_l = f_l(|h_{l-1}| / \\|h_{l-1}\\|),\\quad a_l = W_l\\,[p_l; h_{l-1}] + b_l
+    .. math:: p_l = f_l(|h_{l-1}| / \\|h_{l-1}\\|),\\quad
+              a_l = W_l\\,[p_l; h_{l-1}] + b_l
 
     ``h_0`` is the input with its label block. A stage passes on ``h_l = a_l`` ("goodness":
     ``relu(a_l)`` of norm 1, lest the length tell the next stage the answer). ``p_l`` is shifted and
